@@ -1,0 +1,37 @@
+"""Scikit-learn compatible estimators for imperfect data, built on bilevel learning.
+
+The public names are loaded on first use, so that ``import skbilevel`` imports neither torch nor
+matplotlib.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ESTIMATORS = {
+    "GaussianImputer": "skbilevel.estimators.gaussian",
+}
+_MODULES = ("amputation", "datasets", "io", "metrics", "testing")
+
+__all__ = [
+    "GaussianImputer",
+    "__version__",
+    "amputation",
+    "datasets",
+    "io",
+    "metrics",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ESTIMATORS:
+        return getattr(import_module(_ESTIMATORS[name]), name)
+    if name in _MODULES:
+        return import_module(f"skbilevel.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,9 @@
+from skbilevel import amputation as amputation
+from skbilevel import datasets as datasets
+from skbilevel import io as io
+from skbilevel import metrics as metrics
+from skbilevel import testing as testing
+from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
+
+__version__: str
+__all__: list[str]
