@@ -6,4 +6,4 @@ from skbilevel import testing as testing
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
 
 __version__: str
-__all__: list[str]
+__all__ = ["GaussianImputer", "__version__", "amputation", "datasets", "io", "metrics", "testing"]

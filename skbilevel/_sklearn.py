@@ -1,0 +1,112 @@
+"""The one place that touches scikit-learn names that may move: validation, callbacks, tags."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+from sklearn.base import _fit_context
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.impute import MissingIndicator
+from sklearn.utils._missing import is_scalar_nan
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import (
+    FLOAT_DTYPES,
+    _check_feature_names_in,
+    check_is_fitted,
+    validate_data,
+)
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "UNUSED",
+    "CallbackSupportMixin",
+    "ConvergenceWarning",
+    "FitLoop",
+    "Interval",
+    "MissingIndicator",
+    "Parallel",
+    "StrOptions",
+    "check_is_fitted",
+    "delayed",
+    "fit_method",
+    "input_feature_names",
+    "is_scalar_nan",
+    "validate_data",
+]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def fit_method(method: Method) -> Method:
+    """Decorate ``fit`` or ``partial_fit``: parameters are checked, callbacks are run down, and an
+    error leaves the estimator as it was before the call."""
+    checked = _fit_context(prefer_skip_nested_validation=True)(with_callbacks(method))
+
+    @wraps(method)
+    def all_or_nothing(estimator: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(estimator))
+        try:
+            return checked(estimator, *args, **kwargs)
+        except BaseException:
+            vars(estimator).clear()
+            vars(estimator).update(before)
+            raise
+
+    return all_or_nothing  # type: ignore[return-value]
+
+
+def input_feature_names(estimator: Any, input_features: Any) -> Any:
+    """Names of the input features: the given, those seen at fit, or x0, x1, ..."""
+    return _check_feature_names_in(estimator, input_features)
+
+
+class FitLoop:
+    """Reports the iterations of a loop to the callbacks that a user has set.
+
+    Parameters
+    ----------
+    estimator : estimator with `CallbackSupportMixin`
+        The estimator being fitted.
+    X : array-like
+        What it is fitted on.
+    max_iter : int
+        Most iterations of the loop.
+    fitted_attributes : callable
+        ``fitted_attributes(state) -> dict``: the fitted attributes if the loop ended with
+        ``state``; called only if a callback asks for a fitted estimator.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: Any,
+        max_iter: int,
+        fitted_attributes: Callable[[Any], dict[str, Any]],
+    ):
+        self._estimator, self._X = estimator, X
+        self._fitted_attributes = fitted_attributes
+        self._context = estimator._init_callback_context(max_subtasks=max_iter)
+        self._context.call_on_fit_task_begin(estimator=estimator, X=X)
+        self._last_state: Any = None
+
+    def step(self, state: Any) -> bool:
+        """Report one iteration that ended in ``state``; True if a callback asks to stop."""
+        self._last_state = state
+        task = self._context.subcontext(task_name="iteration")
+        task.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
+        return self._end(task)
+
+    def end(self) -> None:
+        """Report that the fit is over."""
+        self._end(self._context)
+
+    def _end(self, context: Any) -> bool:
+        state = self._last_state
+        return context.call_on_fit_task_end(
+            estimator=self._estimator,
+            X=self._X,
+            reconstruction_attributes=lambda: self._fitted_attributes(state),
+        )

@@ -1,0 +1,225 @@
+"""The contract that every imputer of the package keeps.
+
+`Imputer` owns what a user sees of missing cells: which cells count as missing, what happens to
+empty columns, the indicator, names, dtypes, and that observed cells come back to the bit. A
+subclass owns the statistics: it fits on rows with NaN at missing cells and completes such rows.
+"""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from skbilevel._sklearn import (
+    FLOAT_DTYPES,
+    UNUSED,
+    MissingIndicator,
+    check_is_fitted,
+    input_feature_names,
+    is_scalar_nan,
+    validate_data,
+)
+from skbilevel.numerics.row_groups import slices
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+# (rows with NaN at missing cells, which rows of the block they are) -> complete rows
+RowCompleter = Callable[[Floats, Bools], Floats]
+
+
+class Imputer(TransformerMixin, BaseEstimator):
+    """Base of the imputers: validation, missing cells, empty columns, indicator and names.
+
+    Parameters
+    ----------
+    missing_values : int or float, default=numpy.nan
+        The value that marks a missing cell; nullable pandas columns come with NaN.
+    add_indicator : bool, default=False
+        Append a column of 0 and 1 for every feature that had missing cells at fit.
+    keep_empty_features : bool, default=False
+        Keep features without any observed value at fit, filled with 0, instead of dropping them.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of features seen at fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features seen at fit, where all of them are strings.
+    n_observed_ : ndarray of shape (n_features_in_,), int
+        Number of observed values of each feature at fit.
+    empty_features_ : ndarray of shape (n_features_in_,), bool
+        Features without any observed value at fit.
+    indicator_ : MissingIndicator or None
+        Gives the indicator columns; None without ``add_indicator``.
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "missing_values": [Real],
+        "add_indicator": ["boolean"],
+        "keep_empty_features": ["boolean"],
+    }
+    # `out` is where a result goes: no metadata that a Pipeline could route.
+    __metadata_request__transform = {"out": UNUSED}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        missing_values: float = np.nan,
+        add_indicator: bool = False,
+        keep_empty_features: bool = False,
+    ):
+        self.missing_values = missing_values
+        self.add_indicator = add_indicator
+        self.keep_empty_features = keep_empty_features
+
+    @abstractmethod
+    def _completer(self) -> RowCompleter:
+        """A function that completes rows (b, n_fitted), each by itself.
+
+        Its rows have the columns that are not empty; it is made once for a call of `transform`.
+        """
+
+    def transform(self, X: ArrayLike, *, out: Floats | None = None) -> Floats:
+        """Impute the missing cells of ``X``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to impute. Observed cells are returned to the bit.
+        out : ndarray of shape (n_samples, n_features_out), default=None
+            Where to write the result, for example a memory map; it may be ``X`` itself. Rows are
+            processed in blocks, so that little memory is needed beside it.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out), float32 or float64
+            The complete rows, followed by the indicator columns if there are any.
+
+        Raises
+        ------
+        ValueError
+            If ``X`` has infinite or non-numeric values or another number of features than at
+            fit, or ``out`` has another shape or is not of a floating dtype.
+        """
+        check_is_fitted(self)
+        X = self._validate_incomplete(X, reset=False)
+        kept, flagged = self._kept_features(), self._flagged_features()
+        out = self._output_array(X, out, len(kept) + len(flagged))
+        complete = self._completer()
+        for block in slices(len(X)):
+            rows = self._with_nan(X[block])
+            missing: Bools = np.isnan(rows)
+            out[block, len(kept) :] = missing[:, flagged]
+            out[block, : len(kept)] = self._filled(rows, missing, complete)[:, kept]
+        return out
+
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[Any]:
+        """Names of the output columns.
+
+        Parameters
+        ----------
+        input_features : array-like of str of shape (n_features,), default=None
+            Names of the input features; default are those seen at fit, or x0, x1, ...
+
+        Returns
+        -------
+        ndarray of str objects
+            Names of the kept features, then "missingindicator_<feature>" for each indicator.
+        """
+        check_is_fitted(self)
+        names = input_feature_names(self, input_features)[self._kept_features()]
+        if self.indicator_ is None:
+            return names
+        return np.concatenate([names, self.indicator_.get_feature_names_out(input_features)])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = is_scalar_nan(self.missing_values)
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _validate_incomplete(self, X: ArrayLike, *, reset: bool) -> Floats:
+        """A numeric (n, d) array, float32 or float64, with ``missing_values`` still in it."""
+        all_finite = "allow-nan" if is_scalar_nan(self.missing_values) else True
+        return validate_data(
+            self, X, reset=reset, dtype=FLOAT_DTYPES, ensure_all_finite=all_finite
+        )
+
+    def _start_fit(self, X: ArrayLike) -> Floats:
+        """Validate the training data and find empty features; returns the kept columns."""
+        X = self._validate_incomplete(X, reset=True)
+        observed = np.zeros(X.shape[1], dtype=np.int64)
+        for block in slices(len(X)):
+            observed += np.count_nonzero(~np.isnan(self._with_nan(X[block])), axis=0)
+        if not observed.any():
+            raise ValueError("X has no observed value: every cell is missing.")
+        self.n_observed_, self.empty_features_ = observed, observed == 0
+        self.indicator_ = self._fitted_indicator(X)
+        if self.empty_features_.any():
+            self._warn_dropped()
+            X = X[:, ~self.empty_features_]
+        return self._with_nan(X)
+
+    def _fitted_indicator(self, X: Floats) -> MissingIndicator | None:
+        if not self.add_indicator:
+            return None
+        indicator = MissingIndicator(missing_values=self.missing_values, error_on_new=False)
+        indicator.fit(X)
+        if hasattr(self, "feature_names_in_"):
+            indicator.feature_names_in_ = self.feature_names_in_
+        return indicator
+
+    def _warn_dropped(self) -> None:
+        if not self.keep_empty_features:
+            names = input_feature_names(self, None)[self.empty_features_]
+            warnings.warn(
+                f"Dropping features without any observed value: {names.tolist()}; "
+                "keep_empty_features=True keeps them.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _with_nan(self, X: Floats) -> Floats:
+        """``X`` with NaN at missing cells; a copy only where ``missing_values`` is a number."""
+        if is_scalar_nan(self.missing_values):
+            return X
+        return np.where(self.missing_values == X, np.asarray(np.nan, dtype=X.dtype), X)
+
+    def _filled(self, rows: Floats, missing: Bools, complete: RowCompleter) -> Floats:
+        """All features of a block, complete: empty features are 0, the others imputed."""
+        filled = rows.copy()
+        fitted = ~self.empty_features_
+        incomplete: Bools = np.any(missing[:, fitted], axis=1)
+        if incomplete.any():
+            completed = complete(rows[np.ix_(incomplete, fitted)], incomplete)
+            cells = missing & np.outer(incomplete, fitted)
+            filled[cells] = completed[missing[np.ix_(incomplete, fitted)]]
+        filled[:, self.empty_features_] = np.where(
+            missing[:, self.empty_features_], 0.0, filled[:, self.empty_features_]
+        )
+        return filled
+
+    def _kept_features(self) -> NDArray[np.intp]:
+        if self.keep_empty_features:
+            return np.arange(self.n_features_in_)
+        return np.flatnonzero(~self.empty_features_)
+
+    def _flagged_features(self) -> NDArray[np.intp]:
+        if self.indicator_ is None:
+            return np.zeros(0, dtype=np.intp)
+        return self.indicator_.features_
+
+    def _output_array(self, X: Floats, out: Floats | None, n_columns: int) -> Floats:
+        if out is None:
+            return np.empty((len(X), n_columns), dtype=X.dtype)
+        if np.shape(out) != (len(X), n_columns) or not np.issubdtype(out.dtype, np.floating):
+            raise ValueError(
+                f"out must be a floating array of shape {(len(X), n_columns)}, "
+                f"got shape {np.shape(out)} and dtype {getattr(out, 'dtype', type(out))}."
+            )
+        return out

@@ -1,0 +1,119 @@
+"""Inverses of one matrix restricted to many index sets, batched over rows.
+
+Row i of an incomplete matrix needs (P_mm)^-1 for its own set m of missing columns. Two layouts
+serve it: for few missing cells a symmetric sweep that is vectorised over the rows, (k, k, b); for
+many a batched Cholesky factorisation, (b, k, k).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# From here on a LAPACK call per row costs less than k passes over the batch.
+_SWEEP_LIMIT = 12
+
+
+@dataclass(frozen=True)
+class MaskedInverse:
+    """The inverses C_i = (P_mm)^-1 of a batch of b rows with k missing columns each.
+
+    Attributes
+    ----------
+    entries : Tensor of shape (b * k * k,)
+        The entries of all inverses, in the order of ``cells``.
+    cells : Tensor of shape (b * k * k,), int64
+        The flat position in a (d, d) matrix of every entry.
+    solution : Tensor of shape (k, b)
+        C_i rhs_i.
+    log_det : Tensor of shape (b,)
+        log det P_mm of each row.
+    """
+
+    entries: Tensor
+    cells: Tensor
+    solution: Tensor
+    log_det: Tensor
+
+
+def masked_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
+    """Invert P_mm for each row and apply the inverse to one right-hand side a row.
+
+    Parameters
+    ----------
+    precision : Tensor of shape (d, d)
+        Symmetric positive definite matrix P.
+    missing : Tensor of shape (k, b), int64
+        The index set m of each of the b rows, k >= 1.
+    rhs : Tensor of shape (k, b)
+        Right-hand sides.
+
+    Returns
+    -------
+    MaskedInverse
+        Entries that ``embedded_sum`` adds up, the solutions and log determinants.
+    """
+    if missing.shape[0] <= _SWEEP_LIMIT:
+        return _swept_inverse(precision, missing, rhs)
+    return _factorised_inverse(precision, missing, rhs)
+
+
+def masked_solve(precision: Tensor, missing: Tensor, rhs: Tensor) -> Tensor:
+    """Solve P_mm x = rhs for each row; shapes as in `masked_inverse`, returns (k, b)."""
+    if missing.shape[0] <= _SWEEP_LIMIT:
+        return _swept_inverse(precision, missing, rhs).solution
+    factor = masked_cholesky(precision, missing)
+    return torch.cholesky_solve(rhs.T.unsqueeze(2), factor).squeeze(2).T
+
+
+def masked_cholesky(precision: Tensor, missing: Tensor) -> Tensor:
+    """Lower Cholesky factors of P_mm; ``missing`` is (k, b), the result (b, k, k)."""
+    size = missing.shape[0]
+    cells = _cells(missing.T, precision.shape[0])
+    batch = torch.index_select(precision.reshape(-1), 0, cells).view(-1, size, size)
+    return torch.linalg.cholesky(batch)
+
+
+def embedded_sum(inverse: MaskedInverse, n_columns: int) -> Tensor:
+    """Sum over rows of C_i placed at rows and columns m of a (d, d) matrix of zeros."""
+    total = torch.zeros(n_columns * n_columns, dtype=inverse.entries.dtype)
+    return total.scatter_add_(0, inverse.cells, inverse.entries).view(n_columns, n_columns)
+
+
+def _cells(columns: Tensor, n_columns: int) -> Tensor:
+    # (b, k) gives the flat positions of (b, k, k); (k, b) transposed gives those of (k, k, b).
+    return (columns.unsqueeze(2) * n_columns + columns.unsqueeze(1)).reshape(-1)
+
+
+def _swept_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
+    size, n_rows = missing.shape
+    cells = (missing.unsqueeze(1) * precision.shape[0] + missing.unsqueeze(0)).view(-1)
+    table = torch.index_select(precision.reshape(-1), 0, cells).view(size, size, n_rows)
+    pivots = _sweep(table)
+    solution = table[0] * rhs[0]
+    for column in range(1, size):
+        solution.addcmul_(table[column], rhs[column])
+    return MaskedInverse(table.view(-1).neg_(), cells, solution.neg_(), -pivots.log().sum(0))
+
+
+def _sweep(table: Tensor) -> Tensor:
+    """Sweep all pivots of (k, k, b) in place, which leaves minus the inverse; returns 1/pivots."""
+    inverse_pivots = torch.empty_like(table[0])
+    for pivot in range(table.shape[0]):
+        inverse_pivot = torch.reciprocal(table[pivot, pivot], out=inverse_pivots[pivot])
+        row = table[pivot].clone()
+        scaled = row * inverse_pivot
+        table.addcmul_(row.unsqueeze(1), scaled.unsqueeze(0), value=-1)
+        table[pivot] = scaled
+        table[:, pivot] = scaled
+        table[pivot, pivot] = -inverse_pivot
+    return inverse_pivots
+
+
+def _factorised_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
+    factor = masked_cholesky(precision, missing)
+    inverse = torch.cholesky_inverse(factor)
+    solution = torch.bmm(inverse, rhs.T.unsqueeze(2)).squeeze(2).T
+    log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    cells = _cells(missing.T, precision.shape[0])
+    return MaskedInverse(inverse.reshape(-1), cells, solution, log_det)

@@ -1,0 +1,147 @@
+"""The layout of incomplete rows that makes batched linear algebra cheap.
+
+A block of rows is standardised and its rows are sorted by the *number* of their missing cells, so
+that every group is one dense batch of k x k problems. Almost no two rows share a pattern when
+cells are missing at random, but all of them fall into at most d + 1 groups.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 32_768
+# A batch of k x k problems is walked k times: it has to stay in the second-level cache.
+_BATCH_BYTES = 2**20
+_SMALLEST_BATCH = 16
+_KEPT_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that each miss the same number k of cells.
+
+    Attributes
+    ----------
+    values : Tensor of shape (b, d), float64
+        Standardised rows; 0 at missing cells.
+    missing : Tensor of shape (k, b), int64
+        Columns of the missing cells of each row, ascending.
+    """
+
+    values: Tensor
+    missing: Tensor
+
+    @property
+    def n_missing(self) -> int:
+        """Number k of missing cells in each row."""
+        return self.missing.shape[0]
+
+    def cells(self) -> Tensor:
+        """Flat positions of the missing cells in ``values``; shape (k * b,)."""
+        n_rows, n_columns = self.values.shape
+        return (self.missing + torch.arange(0, n_rows * n_columns, n_columns)).view(-1)
+
+    def observed(self) -> Tensor:
+        """1. at observed and 0. at missing cells; shape (b, d)."""
+        mask = torch.ones_like(self.values)
+        mask.view(-1).index_fill_(0, self.cells(), 0.0)
+        return mask
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """A block of rows as groups, and the order of its rows in them.
+
+    Attributes
+    ----------
+    groups : list of RowGroup
+        Groups in ascending number of missing cells.
+    order : ndarray of shape (n,)
+        ``order[i]`` is the position in the block of the i-th row of the groups.
+    """
+
+    groups: list[RowGroup]
+    order: np.ndarray
+
+
+def slices(n_rows: int, size: int = BLOCK_ROWS) -> list[slice]:
+    """Cut ``range(n_rows)`` into slices of ``size`` rows; the boundaries never depend on jobs."""
+    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+class StandardizedRows:
+    """Blocks of ``(X - center) / scale``, prepared when they are asked for.
+
+    Blocks of a small ``X`` are kept, those of a large one are prepared anew in each pass, so that
+    the memory beside ``X`` does not grow with it. ``X`` may be a memory map.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Rows with NaN at missing cells.
+    center, scale : ndarray of shape (d,)
+        Location and scale that are taken out.
+    """
+
+    def __init__(self, X: np.ndarray, center: np.ndarray, scale: np.ndarray):
+        self._X, self.center, self.scale = X, center, scale
+        self._slices = slices(len(X))
+        kept = 8 * X.size <= _KEPT_BYTES
+        self._kept = [self._prepare(index) for index in range(len(self))] if kept else None
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __getitem__(self, index: int) -> RowBlock:
+        return self._kept[index] if self._kept else self._prepare(index)
+
+    def _prepare(self, index: int) -> RowBlock:
+        return row_block(self._X[self._slices[index]], self.center, self.scale)
+
+
+def row_block(X: np.ndarray, location: np.ndarray, scale: np.ndarray) -> RowBlock:
+    """Standardise the rows of ``X`` and group them by their number of missing cells.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Rows with NaN at missing cells.
+    location, scale : ndarray of shape (d,)
+        ``(X - location) / scale`` is what the groups hold.
+
+    Returns
+    -------
+    RowBlock
+        float64 groups in the order of their number of missing cells.
+    """
+    missing = np.isnan(X)
+    counts = missing @ np.ones(X.shape[1], dtype=np.float32)
+    order = np.argsort(counts.astype(np.uint16), kind="stable")
+    cells = np.flatnonzero(missing[order])
+    values = X[order].astype(np.float64, copy=False)
+    values -= location
+    values /= scale
+    values.reshape(-1)[cells] = 0.0
+    return RowBlock(list(_groups(values, cells % X.shape[1], counts[order])), order)
+
+
+def _groups(values: np.ndarray, columns: np.ndarray, counts: np.ndarray) -> Iterator[RowGroup]:
+    ends = np.searchsorted(counts, np.unique(counts), side="right")
+    start = offset = 0
+    for end in ends:
+        k = int(counts[start])
+        stop = offset + (end - start) * k
+        missing = columns[offset:stop].reshape(end - start, k)
+        for batch in slices(end - start, _batch_rows(k, values.shape[1])):
+            yield RowGroup(
+                torch.from_numpy(values[start:end][batch]),
+                torch.from_numpy(np.ascontiguousarray(missing[batch].T)),
+            )
+        start, offset = end, stop
+
+
+def _batch_rows(n_missing: int, n_columns: int) -> int:
+    return max(_SMALLEST_BATCH, _BATCH_BYTES // (8 * max(n_missing**2, n_columns, 1)))

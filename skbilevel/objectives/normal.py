@@ -1,0 +1,235 @@
+"""The multivariate normal with missing cells: conditional moments, likelihood and M-step.
+
+======================  ==============  ==========  ======================================
+symbol                  code name       shape       meaning
+======================  ==============  ==========  ======================================
+mu, S                   location,       (d,),       parameters, in standardised units
+                        covariance      (d, d)
+P = S^-1                precision       (d, d)
+m, o                    missing         (k, b)      missing and observed columns of a row
+e = x - mu              residual        (b, d)      its missing cells at their conditional
+                                                    mean
+C = (P_mm)^-1           inverse         (b, k, k)   conditional covariance of missing cells
+delta                   distance        (b,)        e_o' (S_oo)^-1 e_o
+s1, s2                  first, second   (d,),       sums over rows of E[x | x_o] and
+                                        (d, d)      E[x x' | x_o]
+lambda                  shrinkage       scalar      weight of the prior, in rows of
+                                                    covariance I
+======================  ==============  ==========  ======================================
+
+With the precision only a k x k matrix is factorised for a row with k missing cells, where the
+textbook form factorises the (d - k) x (d - k) matrix of its observed ones:
+
+    e_m = -C (P e~)_m   with e~ = e at observed cells, 0 at missing ones          (1)
+    delta = e~' P e~ + (P e~)_m' e_m                                              (2)
+    log det S_oo = log det S + log det P_mm                                       (3)
+
+which is block inversion; the E- and M-steps are those of Little and Rubin, Statistical Analysis
+with Missing Data, chapter 11. The M-step has an inverse-Wishart prior whose mode is I:
+
+    mu = s1 / n,   S = (s2 - n mu mu' + lambda I) / (n + lambda)                  (4)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skbilevel.numerics.masked_inverse import (
+    MaskedInverse,
+    embedded_sum,
+    masked_cholesky,
+    masked_inverse,
+    masked_solve,
+)
+from skbilevel.numerics.row_groups import RowGroup
+from skbilevel.objectives.family import Pairwise
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class NormalParameters:
+    """Location (d,) and covariance (d, d) in standardised units, float64 tensors."""
+
+    location: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What every row needs of the parameters, computed once: mu, P and log det S."""
+
+    location: Tensor
+    matrix: Tensor
+    log_det_covariance: Tensor
+
+
+class Moments(NamedTuple):
+    """Sums over rows: their number n, s1 (d,), s2 (d, d) and the observed log-likelihood."""
+
+    n_rows: Tensor
+    first: Tensor
+    second: Tensor
+    log_likelihood: Tensor
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """Rows of a group given their observed cells.
+
+    Attributes
+    ----------
+    residual : Tensor of shape (b, d)
+        e, with missing cells at their conditional mean.
+    distance : Tensor of shape (b,)
+        delta.
+    log_det : Tensor of shape (b,)
+        log det S_oo.
+    inverse : MaskedInverse or None
+        C of every row; None for complete rows.
+    """
+
+    residual: Tensor
+    distance: Tensor
+    log_det: Tensor
+    inverse: MaskedInverse | None
+
+
+def precision(parameters: NormalParameters) -> Precision:
+    """Factorise S once for all rows; ``torch.linalg.LinAlgError`` where it is not definite."""
+    factor = torch.linalg.cholesky(parameters.covariance)
+    log_det = 2 * factor.diagonal().log().sum()
+    return Precision(parameters.location, torch.cholesky_inverse(factor), log_det)
+
+
+def condition(group: RowGroup, model: Precision) -> Conditional:
+    """Eqs. (1) to (3) for the rows of a group."""
+    residual, pulled = _pull(group, model)
+    distance = (pulled * residual).sum(1)
+    log_det = model.log_det_covariance.expand(len(residual))
+    if group.n_missing == 0:
+        return Conditional(residual, distance, log_det, None)
+    cells = group.cells()
+    rhs = torch.index_select(pulled.view(-1), 0, cells).view_as(group.missing)
+    inverse = masked_inverse(model.matrix, group.missing, rhs)
+    residual.view(-1).index_copy_(0, cells, -inverse.solution.reshape(-1))
+    distance -= (rhs * inverse.solution).sum(0)
+    return Conditional(residual, distance, log_det + inverse.log_det, inverse)
+
+
+def _pull(group: RowGroup, model: Precision) -> tuple[Tensor, Tensor]:
+    """The residual with 0 at missing cells, e~, and P e~; both (b, d)."""
+    residual = group.values - model.location
+    residual.view(-1).index_fill_(0, group.cells(), 0.0)
+    return residual, residual @ model.matrix
+
+
+def completed(group: RowGroup, model: Precision) -> Tensor:
+    """Rows (b, d) with missing cells at their conditional mean: eq. (1) without the inverse."""
+    residual, pulled = _pull(group, model)
+    if group.n_missing:
+        cells = group.cells()
+        rhs = torch.index_select(pulled.view(-1), 0, cells).view_as(group.missing)
+        solution = masked_solve(model.matrix, group.missing, rhs)
+        residual.view(-1).index_copy_(0, cells, -solution.reshape(-1))
+    return residual + model.location
+
+
+def log_normal(group: RowGroup, given: Conditional) -> Tensor:
+    """log N(x_o; mu_o, S_oo) per row in nats; shape (b,)."""
+    n_observed = group.values.shape[1] - group.n_missing
+    return -0.5 * (n_observed * LOG_2PI + given.log_det + given.distance)
+
+
+def spread(group: RowGroup, model: Precision, noise: Tensor) -> Tensor:
+    """L^-T z with L L' = P_mm, which has covariance C; z are the noise's missing columns.
+
+    ``noise`` is (b, d), one standard normal a cell; returns (b, k), columns as in ``missing``.
+    """
+    factor = masked_cholesky(model.matrix, group.missing)
+    at_missing = noise.gather(1, group.missing.T).unsqueeze(2)
+    return torch.linalg.solve_triangular(factor.mT, at_missing, upper=True).squeeze(2)
+
+
+def scatter_sums(
+    given: Conditional, location: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of w E[x | x_o] and of w e e' + C about zero: (d,) and (d, d); w = 1 by default."""
+    residual = given.residual
+    weighted = residual if weights is None else residual * weights.unsqueeze(1)
+    total_weight = len(residual) if weights is None else weights.sum()
+    first = weighted.sum(0)
+    cross = torch.outer(first, location)
+    second = torch.addmm(cross + cross.T, residual.T, weighted)
+    second += total_weight * torch.outer(location, location)
+    if given.inverse is not None:
+        second += embedded_sum(given.inverse, len(location))
+    return first + total_weight * location, second
+
+
+def log_prior(model: Precision, shrinkage: float) -> float:
+    """-lambda/2 (log det S + tr P): what eq. (4) adds to the log-likelihood, up to a constant."""
+    return float(-0.5 * shrinkage * (model.log_det_covariance + model.matrix.trace()))
+
+
+@dataclass(frozen=True)
+class NormalFamily:
+    """Multivariate normal with a full covariance.
+
+    Parameters
+    ----------
+    shrinkage : float
+        lambda of eq. (4), in rows; positive, so that S is definite also where n < d.
+    """
+
+    shrinkage: float
+
+    def start(self, pairwise: Pairwise) -> NormalParameters:
+        """Observed means and the pairwise covariance."""
+        means = pairwise.first.diagonal() / pairwise.n_rows.diagonal().clamp(min=1.0)
+        return NormalParameters(means, pairwise.covariance())
+
+    def model(self, parameters: NormalParameters) -> Precision:
+        """mu, P and log det S."""
+        return precision(parameters)
+
+    def expectation(self, group: RowGroup, model: Precision) -> Moments:
+        """n, s1, s2 and the log-likelihood of a group."""
+        given = condition(group, model)
+        first, second = scatter_sums(given, model.location)
+        n_rows = torch.tensor(float(len(group.values)), dtype=torch.float64)
+        return Moments(n_rows, first, second, log_normal(group, given).sum())
+
+    def maximisation(self, sums: Moments) -> NormalParameters:
+        """Eq. (4)."""
+        location = sums.first / sums.n_rows
+        scatter = sums.second - sums.n_rows * torch.outer(location, location)
+        scatter.diagonal().add_(self.shrinkage)
+        covariance = scatter / (sums.n_rows + self.shrinkage)
+        return NormalParameters(location, (covariance + covariance.T) / 2)
+
+    def log_prior(self, model: Precision) -> float:
+        """Log density of the inverse-Wishart prior, up to a constant."""
+        return log_prior(model, self.shrinkage)
+
+    def log_density(self, group: RowGroup, model: Precision) -> Tensor:
+        """log N(x_o; mu_o, S_oo) per row."""
+        return log_normal(group, condition(group, model))
+
+    def completed(self, group: RowGroup, model: Precision) -> Tensor:
+        """Rows with missing cells at mu_m + e_m."""
+        return completed(group, model)
+
+    def noise_width(self, n_columns: int) -> int:
+        """One normal a cell."""
+        return n_columns
+
+    def drawn(self, group: RowGroup, model: Precision, noise: Tensor) -> Tensor:
+        """Rows with missing cells drawn from N(mu_m + e_m, C)."""
+        rows = completed(group, model)
+        if group.n_missing:
+            rows.scatter_add_(1, group.missing.T, spread(group, model, noise))
+        return rows

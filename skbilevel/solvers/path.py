@@ -1,0 +1,45 @@
+"""Choice of one regularisation value along a path."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Value = TypeVar("Value")
+Solution = TypeVar("Solution")
+
+
+def best_along_path(
+    values: Sequence[Value],
+    solve: Callable[[Value, Solution | None], Solution],
+    error: Callable[[Solution], float],
+    patience: int = 2,
+) -> tuple[Value, Solution]:
+    """Solve for one value after the other, each from the last solution, and keep the best.
+
+    Parameters
+    ----------
+    values : sequence
+        Candidates in the order in which they are tried.
+    solve : callable
+        ``solve(value, last_solution) -> solution``; ``last_solution`` is None at first.
+    error : callable
+        ``error(solution) -> float``, lower is better.
+    patience : int, default=2
+        Stop after this many values in a row without a better error.
+
+    Returns
+    -------
+    value, solution
+        The value with the lowest error and its solution.
+    """
+    best_value, best_solution, best_error = values[0], None, float("inf")
+    solution, waited = None, 0
+    for value in values:
+        solution = solve(value, solution)
+        current = error(solution)
+        waited = 0 if current < best_error else waited + 1
+        if current < best_error:
+            best_value, best_solution, best_error = value, solution, current
+        if waited == patience:
+            break
+    assert best_solution is not None, "no candidate had a finite error"
+    return best_value, best_solution
