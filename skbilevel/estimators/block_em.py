@@ -88,9 +88,10 @@ def maximum_likelihood(
         nonlocal latest
         try:
             model = family.model(unpack(theta, start))
+            sums = total(rows, lambda group: family.expectation(group, model), n_jobs)
         except torch.linalg.LinAlgError:
             return Evaluation(-np.inf, theta, {"log_likelihood": -np.inf})
-        latest = sums = total(rows, lambda group: family.expectation(group, model), n_jobs)
+        latest = sums
         n_rows, log_likelihood = float(sums.n_rows), float(sums.log_likelihood)
         return Evaluation(
             (log_likelihood + family.log_prior(model)) / n_rows,

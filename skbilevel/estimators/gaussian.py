@@ -121,7 +121,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
            [2. , 4.1],
            [3. , 6.2],
            [4. , 7.9],
-           [1.9, 4. ]])
+           [2. , 4. ]])
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
