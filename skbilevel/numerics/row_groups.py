@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 BLOCK_ROWS = 32_768
-# A batch of k x k problems is walked k times: it has to stay in the second-level cache.
-_BATCH_BYTES = 2**20
+# A batch of k x k problems is walked k times and has to stay in the cache; with smaller batches
+# the calls cost more than the arithmetic.
+_BATCH_BYTES = 2**21
 _SMALLEST_BATCH = 16
 _KEPT_BYTES = 2**24
 

@@ -1,0 +1,123 @@
+"""The gradient of a bilevel problem by the implicit function theorem.
+
+References
+----------
+A. Rajeswaran, C. Finn, S. Kakade, S. Levine (2019). Meta-learning with implicit gradients.
+NeurIPS. arXiv 1909.04630.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from skbilevel.numerics.derivatives import GradientGraph, gauss_newton, grad
+from skbilevel.numerics.linear_solve import LinearSolve, Operator, conjugate_gradient, damped
+from skbilevel.numerics.problem import BilevelProblem, CompositeLoss
+
+__all__ = ["CURVATURES", "Hypergradient", "implicit_gradient"]
+
+Curvature = Callable[[GradientGraph], Operator]
+"""Makes the operator ``v -> A v`` from the graph of ``d_theta inner``."""
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """The two parts of ``dh/dphi``, for ``h(phi) = outer(theta*(phi), phi)``.
+
+    Attributes
+    ----------
+    direct : Tensor of shape (q,)
+        ``d_phi outer``, theta held fixed.
+    implicit : Tensor of shape (q,)
+        What phi does through ``theta*(phi)``.
+    adjoint : LinearSolve
+        The solution u of ``(d2_theta inner) u = d_theta outer``, with its residual.
+    """
+
+    direct: Tensor
+    implicit: Tensor
+    adjoint: LinearSolve
+
+    @property
+    def total(self) -> Tensor:
+        """``direct + implicit``; (q,)."""
+        return self.direct + self.implicit
+
+
+def _hessian(graph: GradientGraph) -> Operator:
+    """The exact curvature, which can be indefinite away from a minimum."""
+    return graph.hvp
+
+
+def _gauss_newton(graph: GradientGraph) -> Operator:
+    """``J' B J + ridge I``, never negative for a convex loss."""
+    inner, phi = graph.f, graph.phi.detach()
+    if not isinstance(inner, CompositeLoss):
+        raise TypeError(
+            "curvature='gauss_newton' needs the model and the loss apart: the inner objective "
+            f"must be a CompositeLoss, got {type(inner).__name__}."
+        )
+    model, loss = inner.model, inner.loss
+    curvature = gauss_newton(lambda theta: model(theta, phi), lambda z: loss(z, phi), graph.theta)
+    return damped(curvature, inner.ridge)
+
+
+CURVATURES: dict[str, Curvature] = {"hessian": _hessian, "gauss_newton": _gauss_newton}
+"""Name -> factory of the operator that stands for ``d2_theta inner``."""
+
+
+def implicit_gradient(
+    problem: BilevelProblem,
+    theta: Tensor,
+    phi: Tensor,
+    *,
+    curvature: str | Curvature = "hessian",
+    solve: Callable[[Operator, Tensor], LinearSolve] = conjugate_gradient,
+    damping: float = 0.0,
+) -> Hypergradient:
+    """Gradient of ``h(phi) = outer(theta*(phi), phi)`` at a solution theta of the inner problem.
+
+    With A the curvature of the inner objective, as in Rajeswaran et al. (2019, arXiv
+    1909.04630) but for any dependence on phi ::
+
+        (A + damping I) u = d_theta outer
+        direct   = d_phi outer
+        implicit = - d_phi <d_theta inner, u>
+
+    It is exact if ``theta = theta*(phi)``, A is the Hessian and the damping is 0. The products
+    with the Hessian and the cross derivative share one graph.
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+    theta : Tensor of shape (p,)
+        The inner solution, or an iterate near it.
+    phi : Tensor of shape (q,)
+    curvature : {"hessian", "gauss_newton"} or callable, default="hessian"
+        A key of `CURVATURES`, or a function of the `GradientGraph` of the inner objective that
+        returns the operator ``v -> A v``. "gauss_newton" needs a `CompositeLoss` as inner
+        objective.
+    solve : callable, default=conjugate_gradient
+        ``(operator, b) -> LinearSolve``; bind its options by ``functools.partial``.
+    damping : float, default=0.0
+        Added to the diagonal of A before the solve. If the inner objective has a ridge, A
+        contains it: leave this at 0.
+
+    Returns
+    -------
+    Hypergradient
+    """
+    outer_theta, direct = grad(problem.outer, theta, phi)
+    graph = GradientGraph(problem.inner, theta, phi)
+    operator = _named_curvature(curvature)(graph)
+    adjoint = solve(damped(operator, damping), outer_theta)
+    return Hypergradient(direct, -graph.cross_vjp(adjoint.value), adjoint)
+
+
+def _named_curvature(curvature: str | Curvature) -> Curvature:
+    if not isinstance(curvature, str):
+        return curvature
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature must be one of {sorted(CURVATURES)}, got {curvature!r}.")
+    return CURVATURES[curvature]

@@ -1,0 +1,132 @@
+"""Linear systems with an operator that is only known through its products.
+
+References
+----------
+M. R. Hestenes, E. Stiefel (1952). Methods of conjugate gradients for solving linear systems.
+J. Nocedal, S. J. Wright (2006). Numerical Optimization, algorithms 5.2, 5.3 and 7.1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["LinearSolve", "Operator", "conjugate_gradient", "damped"]
+
+Operator = Callable[[Tensor], Tensor]
+"""The product ``v -> A v`` with a symmetric matrix; (n,) to (n,)."""
+
+
+@dataclass(frozen=True)
+class LinearSolve:
+    """An approximate solution ``x`` of ``A x = b`` and how far it can be trusted.
+
+    Attributes
+    ----------
+    value : Tensor of shape (n,)
+        The last iterate, without a graph.
+    residual_norm : float
+        ``|b - A x|``, computed from the value and not by the recursion of the solver.
+    n_iter : int
+        Steps taken.
+    converged : bool
+        Whether ``residual_norm`` is within the tolerance.
+    negative_curvature : bool
+        Whether the solver stopped at a direction with ``p'Ap <= 0``: A is not positive definite.
+    """
+
+    value: Tensor
+    residual_norm: float
+    n_iter: int
+    converged: bool
+    negative_curvature: bool
+
+
+def damped(operator: Operator, damping: float) -> Operator:
+    """``v -> A v + damping v``."""
+    return lambda v: operator(v) + damping * v
+
+
+def conjugate_gradient(
+    operator: Operator,
+    b: Tensor,
+    *,
+    x0: Tensor | None = None,
+    preconditioner: Operator | None = None,
+    max_iter: int | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    damping: float = 0.0,
+) -> LinearSolve:
+    """Solve ``(A + damping I) x = b`` by preconditioned conjugate gradients.
+
+    Parameters
+    ----------
+    operator : callable
+        ``v -> A v`` for a symmetric A, on flat tensors of the dtype and device of `b`.
+    b : Tensor of shape (n,)
+        Right-hand side.
+    x0 : Tensor of shape (n,), default=None
+        Start; zeros if None, or if `b` is zero: the solution is then 0 whatever the start.
+    preconditioner : callable, default=None
+        ``r -> M r`` with a symmetric positive definite M, near the inverse of A.
+    max_iter : int, default=None
+        Most steps taken; n if None, enough in exact arithmetic.
+    rtol, atol : float
+        Converged when ``|b - A x| <= max(rtol |b|, atol)``. An `rtol` of None is the square root
+        of the machine epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
+    damping : float, default=0.0
+        Added to the diagonal. A ridge that is already part of A is not to be repeated here.
+
+    Returns
+    -------
+    LinearSolve
+        Its residual is that of the damped system. At a direction of curvature ``p'Ap <= 0``, or
+        at a step that is not finite, the iterate reached so far is returned: the start, if that
+        happens at the first step.
+    """
+    system, b = damped(operator, damping), b.detach()
+    tolerance = max((_default_rtol(b) if rtol is None else rtol) * _norm(b), atol)
+    start = torch.zeros_like(b) if x0 is None or not b.any() else x0.detach()
+    residual = b - system(start).detach() if start.any() else b
+    steps = b.numel() if max_iter is None else max_iter
+    x, n_iter, negative_curvature = _iterate(
+        system, start, residual, preconditioner or _identity, steps, tolerance
+    )
+    # The recursive residual drifts from the true one, and hides a bad operator: it cannot certify.
+    residual_norm = _norm(b - system(x).detach())
+    return LinearSolve(x, residual_norm, n_iter, residual_norm <= tolerance, negative_curvature)
+
+
+def _iterate(
+    system: Operator, x: Tensor, r: Tensor, precondition: Operator, steps: int, tolerance: float
+) -> tuple[Tensor, int, bool]:
+    """Iterate, steps taken, and whether a direction of nonpositive curvature ended them."""
+    p, rz_before = torch.zeros_like(x), x.new_ones(())
+    for n_iter in range(steps):
+        if _norm(r) <= tolerance:
+            return x, n_iter, False
+        z = precondition(r).detach()
+        rz = r.dot(z)
+        p = z + (rz / rz_before) * p
+        product = system(p).detach()
+        curvature = p.dot(product)
+        step = rz / curvature
+        # Negated, so that a NaN stops the loop too.
+        if not (curvature > 0 and step.isfinite()):
+            return x, n_iter, bool(curvature <= 0)
+        x, r, rz_before = x + step * p, r - step * product, rz
+    return x, steps, False
+
+
+def _identity(v: Tensor) -> Tensor:
+    return v
+
+
+def _norm(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v))
+
+
+def _default_rtol(b: Tensor) -> float:
+    return torch.finfo(b.dtype).eps ** 0.5
