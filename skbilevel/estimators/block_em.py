@@ -16,7 +16,7 @@ import torch
 from skbilevel._sklearn import Parallel, delayed
 from skbilevel.numerics.row_groups import RowBlock, RowGroup, StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
-from skbilevel.objectives.family import Family, Pairwise, add, pack, pairwise_sums, unpack
+from skbilevel.objectives.family import Family, Pairwise, add, pairwise_sums
 from skbilevel.solvers.em import Evaluation, accelerated_em
 from skbilevel.solvers.result import SolverResult
 
@@ -87,7 +87,7 @@ def maximum_likelihood(
     def step(theta: torch.Tensor) -> Evaluation:
         nonlocal latest
         try:
-            model = family.model(unpack(theta, start))
+            model = family.model(family.unpack(theta, start))
             sums = total(rows, lambda group: family.expectation(group, model), n_jobs)
         except torch.linalg.LinAlgError:
             return Evaluation(-np.inf, theta, {"log_likelihood": -np.inf})
@@ -95,16 +95,16 @@ def maximum_likelihood(
         n_rows, log_likelihood = float(sums.n_rows), float(sums.log_likelihood)
         return Evaluation(
             (log_likelihood + family.log_prior(model)) / n_rows,
-            pack(family.maximisation(sums)),
+            family.pack(family.maximisation(sums)),
             {"log_likelihood": log_likelihood / n_rows},
         )
 
     def report(theta: torch.Tensor) -> bool:
-        return on_step is not None and on_step(unpack(theta, start))
+        return on_step is not None and on_step(family.unpack(theta, start))
 
-    result = accelerated_em(step, pack(start), max_iter=max_iter, tol=tol, on_step=report)
+    result = accelerated_em(step, family.pack(start), max_iter=max_iter, tol=tol, on_step=report)
     # The last step taken is the one whose image the solver returns.
-    return replace(result, inner=unpack(result.inner, start)), latest
+    return replace(result, inner=family.unpack(result.inner, start)), latest
 
 
 def in_row_order(block: RowBlock, of_group: Callable[[RowGroup, slice], Any]) -> np.ndarray:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from skbilevel.numerics.row_groups import RowGroup
-from skbilevel.objectives.family import Pairwise
+from skbilevel.objectives.family import Pairwise, pack, unpack
 from skbilevel.objectives.normal import LOG_2PI
 
 
@@ -160,6 +160,14 @@ class FactorFamily:
         noise = (sums.square - explained).clamp(min=0.0) + self.shrinkage
         noise /= sums.n_observed + self.shrinkage
         return FactorParameters(coefficients[:, -1], coefficients[:, :-1], noise.log())
+
+    def pack(self, parameters: FactorParameters) -> Tensor:
+        """mu, W and log psi."""
+        return pack(parameters)
+
+    def unpack(self, theta: Tensor, like: FactorParameters) -> FactorParameters:
+        """The inverse of `pack`."""
+        return unpack(theta, like)
 
     def log_prior(self, model: FactorModel) -> float:
         """-lambda/2 sum_j (|w_j|^2 / psi_j + log psi_j + 1 / psi_j)."""

@@ -63,6 +63,12 @@ class Family(Protocol):
     def maximisation(self, sums: Any) -> Any:
         """M-step: parameters from the sums over all rows."""
 
+    def pack(self, parameters: Any) -> Tensor:
+        """A flat vector of free coordinates, in which EM is extrapolated."""
+
+    def unpack(self, theta: Tensor, like: Any) -> Any:
+        """The parameters that `pack` flattened; ``like`` gives the shapes."""
+
     def log_prior(self, model: Any) -> float:
         """What the M-step adds to the log-likelihood, up to a constant; in nats."""
 

@@ -31,7 +31,7 @@ with Missing Data, chapter 11. The M-step has an inverse-Wishart prior whose mod
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -45,7 +45,8 @@ from skbilevel.numerics.masked_inverse import (
     masked_solve,
 )
 from skbilevel.numerics.row_groups import RowGroup
-from skbilevel.objectives.family import Pairwise
+from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
+from skbilevel.objectives.family import Pairwise, pack, unpack
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -210,6 +211,15 @@ class NormalFamily:
         scatter.diagonal().add_(self.shrinkage)
         covariance = scatter / (sums.n_rows + self.shrinkage)
         return NormalParameters(location, (covariance + covariance.T) / 2)
+
+    def pack(self, parameters: NormalParameters) -> Tensor:
+        """mu and log S: any vector is feasible, and permuting columns permutes coordinates."""
+        return pack(replace(parameters, covariance=symmetric_log(parameters.covariance)))
+
+    def unpack(self, theta: Tensor, like: NormalParameters) -> NormalParameters:
+        """The inverse of `pack`."""
+        parameters = unpack(theta, like)
+        return replace(parameters, covariance=symmetric_exp(parameters.covariance))
 
     def log_prior(self, model: Precision) -> float:
         """Log density of the inverse-Wishart prior, up to a constant."""

@@ -26,7 +26,7 @@ Statistica Sinica 5. The e, C and log det of a row are those of the normal.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -35,7 +35,8 @@ from scipy.special import gammaincinv, psi
 from torch import Tensor
 
 from skbilevel.numerics.row_groups import RowGroup
-from skbilevel.objectives.family import Pairwise
+from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
+from skbilevel.objectives.family import Pairwise, pack, unpack
 from skbilevel.objectives.normal import (
     NormalParameters,
     Precision,
@@ -163,6 +164,15 @@ class StudentFamily:
             (covariance + covariance.T) / 2,
             torch.tensor(math.log(degrees), dtype=torch.float64),
         )
+
+    def pack(self, parameters: StudentParameters) -> Tensor:
+        """mu, log S and log nu."""
+        return pack(replace(parameters, covariance=symmetric_log(parameters.covariance)))
+
+    def unpack(self, theta: Tensor, like: StudentParameters) -> StudentParameters:
+        """The inverse of `pack`."""
+        parameters = unpack(theta, like)
+        return replace(parameters, covariance=symmetric_exp(parameters.covariance))
 
     def log_prior(self, model: StudentModel) -> float:
         """Log density of the inverse-Wishart prior of S, up to a constant."""
