@@ -17,12 +17,14 @@ missingness itself needs no imputation, and is the reference for the score.
 import argparse
 import os
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -33,6 +35,9 @@ from sklearn.preprocessing import StandardScaler
 from skbilevel import GaussianImputer
 from skbilevel.amputation import ampute
 from skbilevel.metrics import imputation_rmse
+
+# IterativeImputer warns in most of its fits here that its last round still changed values.
+warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn")
 
 # %%
 # The contestants. An estimator joins the comparison by one line here.

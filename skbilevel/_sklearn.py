@@ -13,14 +13,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import (
-    FLOAT_DTYPES,
     _check_feature_names_in,
     check_is_fitted,
     validate_data,
 )
 
 __all__ = [
-    "FLOAT_DTYPES",
     "UNUSED",
     "CallbackSupportMixin",
     "ConvergenceWarning",
@@ -91,13 +89,15 @@ class FitLoop:
         self._context = estimator._init_callback_context(max_subtasks=max_iter)
         self._context.call_on_fit_task_begin(estimator=estimator, X=X)
         self._last_state: Any = None
+        self.stopped = False
 
     def step(self, state: Any) -> bool:
         """Report one iteration that ended in ``state``; True if a callback asks to stop."""
         self._last_state = state
         task = self._context.subcontext(task_name="iteration")
         task.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
-        return self._end(task)
+        self.stopped = self._end(task)
+        return self.stopped
 
     def end(self) -> None:
         """Report that the fit is over."""

@@ -46,7 +46,7 @@ def make_low_rank(
 ) -> LowRank:
     """Gaussian factors plus noise, standardised, with cells missing completely at random.
 
-    X = U V + e with normal U (n, rank), V (rank, d) and noise variance `rank` * `noise`^2, then
+    X = U V + e with normal U (n, rank), V (rank, d) and noise variance ``rank * noise^2``, then
     standardised by the mean and standard deviation of the complete sample.
 
     Parameters

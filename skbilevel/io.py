@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["TRUSTED_TYPES", "load", "save"]
 
-# The types of this package that a file may hold besides those that skops trusts by itself.
+#: The types of this package that a file may hold besides those that skops trusts by itself.
 TRUSTED_TYPES = ("skbilevel.estimators.gaussian.GaussianImputer",)
 
 

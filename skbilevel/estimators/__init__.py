@@ -1,0 +1,1 @@
+"""What users call: validate, split, build, solve, store."""

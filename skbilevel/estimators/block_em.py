@@ -17,19 +17,19 @@ from skbilevel._sklearn import Parallel, delayed
 from skbilevel.numerics.row_groups import RowBlock, RowGroup, StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.family import Family, Pairwise, add, pairwise_sums
-from skbilevel.solvers.em import Evaluation, accelerated_em
-from skbilevel.solvers.result import SolverResult
+from skbilevel.solvers.em import EMResult, Evaluation, accelerated_em
 
 GroupSums = Callable[[RowGroup], Any]
 
 
 def total(rows: StandardizedRows, sums: GroupSums, n_jobs: int | None = None) -> Any:
-    """Add the NamedTuples ``sums(group)`` over all rows that have an observed cell."""
+    """Add the NamedTuples ``sums(group)`` over all rows with an observed cell, if any."""
     with single_thread():
         blocks = Parallel(n_jobs=n_jobs, prefer="threads")(
             delayed(_block_total)(rows, index, sums) for index in range(len(rows))
         )
-    return reduce(add, (block for block in blocks if block is not None))
+    informative = [block for block in blocks if block is not None]
+    return reduce(add, informative) if informative else None
 
 
 def _block_total(rows: StandardizedRows, index: int, sums: GroupSums) -> Any:
@@ -57,7 +57,7 @@ def maximum_likelihood(
     tol: float,
     n_jobs: int | None = None,
     on_step: Callable[[Any], bool] | None = None,
-) -> tuple[SolverResult, Any]:
+) -> EMResult:
     """Fit a family by accelerated EM.
 
     Parameters
@@ -77,34 +77,31 @@ def maximum_likelihood(
 
     Returns
     -------
-    result : SolverResult
+    EMResult
         ``inner`` holds parameters of the family.
-    sums : NamedTuple
-        The sums over all rows that these parameters maximise.
     """
-    latest = None
+
+    def evaluate(theta: torch.Tensor) -> Evaluation:
+        model = family.model(family.unpack(theta, start))
+        sums = total(rows, lambda group: family.expectation(group, model), n_jobs)
+        n_rows, log_likelihood = float(sums.n_rows), float(sums.log_likelihood)
+        objective = (log_likelihood + family.log_prior(model)) / n_rows
+        if not np.isfinite(objective):
+            raise torch.linalg.LinAlgError("the likelihood is not finite")
+        image = family.pack(family.maximisation(sums))
+        return Evaluation(objective, image, {"log_likelihood": log_likelihood / n_rows}, sums)
 
     def step(theta: torch.Tensor) -> Evaluation:
-        nonlocal latest
         try:
-            model = family.model(family.unpack(theta, start))
-            sums = total(rows, lambda group: family.expectation(group, model), n_jobs)
+            return evaluate(theta)
         except torch.linalg.LinAlgError:
             return Evaluation(-np.inf, theta, {"log_likelihood": -np.inf})
-        latest = sums
-        n_rows, log_likelihood = float(sums.n_rows), float(sums.log_likelihood)
-        return Evaluation(
-            (log_likelihood + family.log_prior(model)) / n_rows,
-            family.pack(family.maximisation(sums)),
-            {"log_likelihood": log_likelihood / n_rows},
-        )
 
     def report(theta: torch.Tensor) -> bool:
         return on_step is not None and on_step(family.unpack(theta, start))
 
     result = accelerated_em(step, family.pack(start), max_iter=max_iter, tol=tol, on_step=report)
-    # The last step taken is the one whose image the solver returns.
-    return replace(result, inner=family.unpack(result.inner, start)), latest
+    return replace(result, inner=family.unpack(result.inner, start))
 
 
 def in_row_order(block: RowBlock, of_group: Callable[[RowGroup, slice], Any]) -> np.ndarray:
@@ -134,4 +131,6 @@ def completed_rows(
     """Rows (b, d) of ``X`` with missing cells at their conditional mean, in original units."""
     block = row_block(X, center, scale)
     rows = in_row_order(block, lambda group, _: family.completed(group, model))
-    return rows * scale + center
+    rows *= scale
+    rows += center
+    return rows

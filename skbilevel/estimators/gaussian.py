@@ -25,8 +25,7 @@ from skbilevel.numerics.observed import mean_and_deviation, median_and_quartile_
 from skbilevel.numerics.random import draw_seed, row_keys, row_normal
 from skbilevel.numerics.row_groups import StandardizedRows, row_block, slices
 from skbilevel.objectives.family import Family, add, as_arrays, hyper_parameters, multiply
-from skbilevel.solvers.em import stepwise_weight
-from skbilevel.solvers.result import SolverResult
+from skbilevel.solvers.em import EMResult, stepwise_weight
 
 _STANDARDIZATION = {False: mean_and_deviation, True: median_and_quartile_deviation}
 
@@ -54,7 +53,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         Weight of the prior, in rows: on standardised columns
         ``S = (s2 + shrinkage * I) / (n + shrinkage)`` with s2 the expected scatter matrix.
         "auto" is 1e-3, and for a full covariance with fewer than 10 rows a column the value of
-        a path from 300 to 1e-3 with the lowest error on held-out cells.
+        a path from 300 to 1e-3 with the lowest error on held-out cells (1 where there are fewer
+        than ten of those).
     robust : bool, default=False
         Fit a multivariate t with estimated degrees of freedom instead of the normal. Rows far
         from the centre then get less weight. Single wrong cells are not recognised: only
@@ -85,6 +85,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         W; only with ``covariance="factor"``.
     noise_variance_ : ndarray of shape (n_fitted,)
         psi; only with ``covariance="factor"``.
+    n_factors_ : int
+        Number of factors; only with ``covariance="factor"``.
     degrees_of_freedom_ : float
         nu, between 1 and 200; only with ``robust``.
     shrinkage_ : float
@@ -175,7 +177,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows, with missing cells. A float64 memory map is read in blocks.
+            Training rows, with missing cells. A float64 memory map is read in blocks of rows,
+            unless ``robust`` or "auto" needs a copy.
         y : None
             Ignored.
 
@@ -199,9 +202,16 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         family, start = choose(settings, incomplete, rows, rng)
         self._kind, self._family = (self.covariance, self.robust), hyper_parameters(family)
         reporter = FitLoop(self, X, self.max_iter, self._attributes)
-        result, sums = maximum_likelihood(family, rows, start, **loop, on_step=reporter.step)
-        self._store(result, sums)
+        result = maximum_likelihood(family, rows, start, **loop, on_step=reporter.step)
+        self._store(result)
         reporter.end()
+        if not (result.converged or reporter.stopped):
+            warnings.warn(
+                f"GaussianImputer did not converge in {result.n_iter} iterations; "
+                "increase max_iter, tol or shrinkage.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
         return self
 
     @fit_method
@@ -209,7 +219,9 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         """Update the distribution with a batch of rows, by stepwise expectation maximisation.
 
         The first batch is fitted as by `fit` and sets the units of the columns. A later batch of
-        b rows enters with the weight (1 + n_samples_seen_ / b)^-0.6, also after a `fit`.
+        b rows enters with the weight ``(1 + n_samples_seen_ / b)^-0.6``, also after a `fit`.
+        ``n_iter_``, ``converged_``, ``history_`` and ``n_observed_`` stay those of the first
+        batch.
 
         Parameters
         ----------
@@ -233,6 +245,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         rows = StandardizedRows(X[:, ~self.empty_features_], self._center, self._scale)
         family, model = self._distribution()
         batch = total(rows, lambda group: family.expectation(group, model), self.n_jobs)
+        if batch is None:
+            return self
         n_seen, n_batch = float(self.n_samples_seen_), float(batch.n_rows)
         weight = stepwise_weight(n_seen, n_batch)
         past = type(batch)(**{name: torch.from_numpy(s) for name, s in self._sums.items()})
@@ -278,7 +292,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
                 row_block(rows, self._center, self._scale),
                 lambda group, _: family.log_density(group, model),
             )
-            densities.append(density - ~np.isnan(rows) @ log_scale)
+            observed = ~np.isnan(rows)
+            densities.append(np.where(observed.any(axis=1), density - observed @ log_scale, 0.0))
         return np.concatenate(densities)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
@@ -336,12 +351,12 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
                 draws[index, block] = filled[:, self._kept_features()]
         return draws
 
-    def _store(self, result: SolverResult, sums: Any) -> None:
+    def _store(self, result: EMResult) -> None:
         for name in ("loadings_", "noise_variance_", "degrees_of_freedom_", "n_factors_"):
             self.__dict__.pop(name, None)
         self.__dict__.update(self._attributes(result.inner))
-        self._sums = as_arrays(sums)
-        self.n_samples_seen_ = int(sums.n_rows)
+        self._sums = as_arrays(result.sums)
+        self.n_samples_seen_ = int(result.sums.n_rows)
         self.shrinkage_ = self._family["shrinkage"]
         self.n_iter_, self.converged_ = max(result.n_iter, 1), result.converged
         fitted = ~self.empty_features_
@@ -349,13 +364,6 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         self.history_ = {
             name: [value - units for value in values] for name, values in result.history.items()
         }
-        if not result.converged and result.n_iter == self.max_iter:
-            warnings.warn(
-                f"GaussianImputer did not converge in max_iter={self.max_iter} iterations; "
-                "increase max_iter, tol or shrinkage.",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
 
     def _attributes(self, parameters: Any) -> dict[str, Any]:
         """The fitted attributes that follow from parameters in standardised units."""

@@ -140,7 +140,7 @@ def _best(
         # changes their shape.
         cold = last is None or "n_factors" in candidate
         start = pairwise_start(family, visible) if cold else last.parameters  # type: ignore[union-attr]
-        return _Fit(family, maximum_likelihood(family, visible, start, **loop)[0].inner)
+        return _Fit(family, maximum_likelihood(family, visible, start, **loop).inner)
 
     def error(fit: _Fit) -> float:
         model = fit.family.model(fit.parameters)

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from skbilevel._sklearn import (
-    FLOAT_DTYPES,
     UNUSED,
     MissingIndicator,
     check_is_fitted,
@@ -48,11 +47,11 @@ class Imputer(TransformerMixin, BaseEstimator):
     ----------
     n_features_in_ : int
         Number of features seen at fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features seen at fit, where all of them are strings.
-    n_observed_ : ndarray of shape (n_features_in_,), int
+    n_observed_ : ndarray of shape (`n_features_in_`,), int
         Number of observed values of each feature at fit.
-    empty_features_ : ndarray of shape (n_features_in_,), bool
+    empty_features_ : ndarray of shape (`n_features_in_`,), bool
         Features without any observed value at fit.
     indicator_ : MissingIndicator or None
         Gives the indicator columns; None without ``add_indicator``.
@@ -147,7 +146,11 @@ class Imputer(TransformerMixin, BaseEstimator):
         """A numeric (n, d) array, float32 or float64, with ``missing_values`` still in it."""
         all_finite = "allow-nan" if is_scalar_nan(self.missing_values) else True
         return validate_data(
-            self, X, reset=reset, dtype=FLOAT_DTYPES, ensure_all_finite=all_finite
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite=all_finite,
         )
 
     def _start_fit(self, X: ArrayLike) -> Floats:
@@ -181,7 +184,7 @@ class Imputer(TransformerMixin, BaseEstimator):
                 f"Dropping features without any observed value: {names.tolist()}; "
                 "keep_empty_features=True keeps them.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=7,
             )
 
     def _with_nan(self, X: Floats) -> Floats:
@@ -193,15 +196,14 @@ class Imputer(TransformerMixin, BaseEstimator):
     def _filled(self, rows: Floats, missing: Bools, complete: RowCompleter) -> Floats:
         """All features of a block, complete: empty features are 0, the others imputed."""
         filled = rows.copy()
-        fitted = ~self.empty_features_
+        filled[missing] = 0.0
+        # A slice where no feature is empty: views instead of copies.
+        fitted = ~self.empty_features_ if self.empty_features_.any() else slice(None)
         incomplete: Bools = np.any(missing[:, fitted], axis=1)
         if incomplete.any():
-            completed = complete(rows[np.ix_(incomplete, fitted)], incomplete)
-            cells = missing & np.outer(incomplete, fitted)
-            filled[cells] = completed[missing[np.ix_(incomplete, fitted)]]
-        filled[:, self.empty_features_] = np.where(
-            missing[:, self.empty_features_], 0.0, filled[:, self.empty_features_]
-        )
+            full = filled[:, fitted]
+            full[incomplete] = complete(rows[:, fitted][incomplete], incomplete)
+            filled[:, fitted] = np.where(missing[:, fitted], full, rows[:, fitted])
         return filled
 
     def _kept_features(self) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Statistics of the observed cells of each column, in blocks of rows."""
+"""Location and scale of the observed cells of each column."""
 
 import numpy as np
 
@@ -20,17 +20,44 @@ def mean_and_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     -------
     mean, deviation : ndarray of shape (d,), float64
         The deviation is 1 for columns that are constant up to rounding.
+
+    Raises
+    ------
+    ValueError
+        If the squares of a column overflow.
     """
-    counts, totals = np.zeros(X.shape[1]), np.zeros(X.shape[1])
-    for block in slices(len(X)):
-        observed = ~np.isnan(X[block])
-        counts += observed.sum(axis=0)
-        totals += np.sum(X[block], axis=0, where=observed, dtype=np.float64)
-    mean = totals / counts
-    squares = np.zeros(X.shape[1])
-    for block in slices(len(X)):
-        squares += np.nansum((X[block] - mean) ** 2, axis=0)
+    first = _first_observed(X)
+    counts, totals, squares = np.zeros((3, X.shape[1]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in slices(len(X)):
+            counts += np.count_nonzero(~np.isnan(X[block]), axis=0)
+            totals += np.nansum(X[block] - first, axis=0)
+        mean = first + totals / counts
+        for block in slices(len(X)):
+            squares += np.nansum((X[block] - mean) ** 2, axis=0)
+    overflown = ~(np.isfinite(mean) & np.isfinite(squares))
+    if overflown.any():
+        raise ValueError(
+            f"Columns {np.flatnonzero(overflown).tolist()} hold values whose squares are too "
+            "large for float64; rescale them."
+        )
     return mean, _no_zeros(np.sqrt(squares / counts), mean)
+
+
+def _first_observed(X: np.ndarray) -> np.ndarray:
+    """The first observed value of each column, as float64.
+
+    Sums of differences to it are exact for constant columns, where sums of the values carry a
+    rounding error that grows with their number.
+    """
+    first = np.full(X.shape[1], np.nan)
+    for block in slices(len(X)):
+        position = np.argmax(~np.isnan(X[block]), axis=0)
+        found = X[block][position, np.arange(X.shape[1])]
+        first = np.where(np.isnan(first), found, first)
+        if not np.isnan(first).any():
+            break
+    return first
 
 
 def median_and_quartile_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""The equations: one file a distribution or paper; no loop, no random draw."""

@@ -12,14 +12,14 @@ t = (z, 1)              design          (b, q + 1)  what column j is regressed o
 lambda                  shrinkage       scalar      weight of the prior, in rows
 ======================  ==============  ==========  ======================================
 
-Given x_o only the observed cells enter, so that missing cells need no sum of their own:
+Given x_o only the observed cells enter, so that missing cells need no sum of their own::
 
     V = (I + sum_o w_j w_j' / psi_j)^-1,   z = V sum_o w_j (x_j - mu_j) / psi_j   (1)
     log det S_oo = log det V^-1 + sum_o log psi_j                                 (2)
     delta = sum_o (x_j - mu_j)^2 / psi_j - z' V^-1 z                              (3)
 
 and the M-step is one regression of q + 1 coefficients for each column j over the rows in which
-it is observed, with a conjugate prior of lambda rows:
+it is observed, with a conjugate prior of lambda rows::
 
     (w_j, mu_j) = (sum E[t t'] + lambda diag(I, 0))^-1 sum E[t] x_j               (4)
     psi_j = (sum x_j^2 - (w_j, mu_j)' sum E[t] x_j + lambda) / (n_j + lambda)     (5)
@@ -170,7 +170,7 @@ class FactorFamily:
         return unpack(theta, like)
 
     def log_prior(self, model: FactorModel) -> float:
-        """-lambda/2 sum_j (|w_j|^2 / psi_j + log psi_j + 1 / psi_j)."""
+        """``-lambda/2 sum_j (|w_j|^2 / psi_j + log psi_j + 1 / psi_j)``."""
         log_noise = model.parameters.log_noise
         penalties = model.scaled * model.parameters.loadings
         total = penalties.sum() + log_noise.sum() + (-log_noise).exp().sum()

@@ -2,8 +2,8 @@
 
 A family is a frozen dataclass of hyper-parameters with the methods of `Family`. Its parameters are
 a frozen dataclass of tensors in standardised units (logarithms of what must be positive), its
-statistics a NamedTuple of sums over rows. A new family is a new file in this folder and one line
-in ``FAMILIES`` of the estimator.
+statistics a NamedTuple of sums over rows. A new family is a new file in this folder and an entry
+in ``KINDS`` of ``estimators/gaussian_choice.py``.
 """
 
 from dataclasses import asdict, fields
@@ -50,6 +50,10 @@ class Pairwise(NamedTuple):
 
 class Family(Protocol):
     """The methods of a family; ``model`` is whatever it precomputes of its parameters."""
+
+    @property
+    def shrinkage(self) -> float:
+        """Weight of the prior, in rows."""
 
     def start(self, pairwise: Pairwise) -> Any:
         """First parameters of EM."""

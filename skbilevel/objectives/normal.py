@@ -18,14 +18,14 @@ lambda                  shrinkage       scalar      weight of the prior, in rows
 ======================  ==============  ==========  ======================================
 
 With the precision only a k x k matrix is factorised for a row with k missing cells, where the
-textbook form factorises the (d - k) x (d - k) matrix of its observed ones:
+textbook form factorises the (d - k) x (d - k) matrix of its observed ones::
 
     e_m = -C (P e~)_m   with e~ = e at observed cells, 0 at missing ones          (1)
     delta = e~' P e~ + (P e~)_m' e_m                                              (2)
     log det S_oo = log det S + log det P_mm                                       (3)
 
 which is block inversion; the E- and M-steps are those of Little and Rubin, Statistical Analysis
-with Missing Data, chapter 11. The M-step has an inverse-Wishart prior whose mode is I:
+with Missing Data, chapter 11. The M-step has an inverse-Wishart prior whose mode is I::
 
     mu = s1 / n,   S = (s2 - n mu mu' + lambda I) / (n + lambda)                  (4)
 """

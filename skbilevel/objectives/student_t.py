@@ -11,12 +11,12 @@ p_o, delta              n_observed,         scalar,     observed cells of a row 
 u                       weights             (b,)        E[u | x_o]: weight of a row
 ======================  ==================  ==========  ==================================
 
-x given u is N(mu, S / u) with u ~ Gamma(nu/2, nu/2), which gives the E-step
+x given u is N(mu, S / u) with u ~ Gamma(nu/2, nu/2), which gives the E-step ::
 
     E[u | x_o] = (nu + p_o) / (nu + delta)                                        (1)
     E[log u | x_o] = psi((nu + p_o) / 2) - log((nu + delta) / 2)                  (2)
 
-the sums s1 = sum u e, s2 = sum u e e' + C about zero, and the M-step
+the sums s1 = sum u e, s2 = sum u e e' + C about zero, and the M-step ::
 
     mu = s1 / sum u,   S = (s2 - sum u mu mu' + lambda I) / (n + lambda)          (3)
     0 = log(nu/2) + 1 - psi(nu/2) + mean(E[log u] - E[u])                         (4)
@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import torch
 from scipy.optimize import brentq
-from scipy.special import gammaincinv, psi
+from scipy.special import gammaincinv, ndtr, psi
 from torch import Tensor
 
 from skbilevel.numerics.row_groups import RowGroup
@@ -201,8 +201,8 @@ class StudentFamily:
         if group.n_missing:
             distance = condition(group, model.precision).distance
             n_observed = group.values.shape[1] - group.n_missing
-            uniform = torch.special.ndtr(noise[:, -1])
-            gamma = gammaincinv((model.degrees + n_observed) / 2, uniform.numpy())
+            uniform = ndtr(noise[:, -1].numpy())
+            gamma = gammaincinv((model.degrees + n_observed) / 2, uniform)
             weights = 2 * torch.from_numpy(gamma) / (model.degrees + distance)
             scaled = spread(group, model.precision, noise[:, :-1]) / weights.sqrt().unsqueeze(1)
             rows.scatter_add_(1, group.missing.T, scaled)

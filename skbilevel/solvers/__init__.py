@@ -1,0 +1,1 @@
+"""The algorithms: loops that see callables and numbers."""

@@ -15,7 +15,8 @@ data models, Journal of the Royal Statistical Society B 71(3).
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,14 +35,28 @@ class Evaluation(NamedTuple):
         g(theta).
     monitored : dict of str to float
         Other quantities at theta that the history keeps.
+    sums : Any
+        What the M-step made the image of.
     """
 
     objective: float
     image: Tensor
     monitored: dict[str, float]
+    sums: Any = None
+
+
+@dataclass(frozen=True)
+class EMResult(SolverResult):
+    """A `SolverResult` with the sums at the last theta.
+
+    ``inner`` is their M-step g(theta), or theta itself where g(theta) is not feasible.
+    """
+
+    sums: Any
 
 
 EMStep = Callable[[Tensor], Evaluation]
+_ROUNDING = 1e-9
 Past = deque[tuple[Tensor, Tensor]]
 
 
@@ -53,7 +68,7 @@ def accelerated_em(
     tol: float,
     window: int = 5,
     on_step: Callable[[Tensor], bool] | None = None,
-) -> SolverResult:
+) -> EMResult:
     """Maximise an objective by Anderson-accelerated EM.
 
     Parameters
@@ -73,11 +88,18 @@ def accelerated_em(
 
     Returns
     -------
-    SolverResult
-        ``inner`` is g(theta) of the last theta; ``history`` starts at ``start``, and its
-        "objective" never falls.
+    EMResult
+        ``history`` starts at ``start``, and its "objective" never falls. Not converged if EM
+        left the feasible set, which only rounding can bring about.
+
+    Raises
+    ------
+    ArithmeticError
+        If ``start`` is not feasible.
     """
     evaluated = step(start)
+    if evaluated.objective == -math.inf:
+        raise ArithmeticError("EM cannot start: the first parameters are not feasible.")
     path = [evaluated]
     past: Past = deque([(start, evaluated.image)], maxlen=window + 1)
     converged = False
@@ -85,16 +107,18 @@ def accelerated_em(
         theta, evaluated = _advance(step, past, path[-1])
         if evaluated.objective < path[-1].objective:
             # Plain EM lowers the objective, or leaves the feasible set, only by rounding.
-            converged = evaluated.objective > -math.inf
+            fall = path[-1].objective - evaluated.objective
+            converged = fall <= _ROUNDING * (1 + abs(path[-1].objective))
             break
         past.append((theta, evaluated.image))
         converged = evaluated.objective - path[-1].objective < tol
         path.append(evaluated)
         if on_step is not None and on_step(evaluated.image):
             break
-    last_theta, image = past[-1]
-    solution = last_theta if evaluated.objective == -math.inf else image
-    return SolverResult(solution, None, _history(path), len(path) - 1, converged)
+    theta, image = past[-1]
+    solution = theta if evaluated.objective == -math.inf else image
+    history, n_iter = _history(path), len(path) - 1
+    return EMResult(solution, None, history, n_iter, converged, path[-1].sums)
 
 
 def _history(path: list[Evaluation]) -> dict[str, list[float]]:

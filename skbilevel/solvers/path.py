@@ -41,5 +41,6 @@ def best_along_path(
             best_value, best_solution, best_error = value, solution, current
         if waited == patience:
             break
-    assert best_solution is not None, "no candidate had a finite error"
+    if best_solution is None:
+        raise ArithmeticError("no value of the path gave a finite error")
     return best_value, best_solution

@@ -1,4 +1,4 @@
-"""Errors and calibration of imputations, spread of weights, and a scorer that needs no y.
+"""Errors and calibration of imputations at the missing cells.
 
 Masks are (n, d) bool, True where observed. A metric reads only the missing cells; those whose
 truth is unknown (NaN in X_true) do not count.
@@ -6,32 +6,18 @@ truth is unknown (NaN in X_true) do not count.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr
-from sklearn.utils import check_random_state
 
-from skbilevel.amputation import as_type_of, check_numbers
-
-__all__ = [
-    "effective_sample_size",
-    "entropy",
-    "imputation_crps",
-    "imputation_mae",
-    "imputation_rmse",
-    "interval_coverage",
-    "make_masked_scorer",
-    "row_normalized_loss",
-]
+from skbilevel.amputation import check_numbers
 
 Array = NDArray[Any]
 
 _LOSSES: dict[str, Callable[[Array], Array]] = {"absolute": np.abs, "squared": np.square}
-_ERRORS: dict[str, Callable[[Array], float]] = {
+ERRORS: dict[str, Callable[[Array], float]] = {
     "rmse": lambda residual: math.sqrt(np.mean(residual**2)),
     "mae": lambda residual: float(np.mean(np.abs(residual))),
 }
@@ -105,7 +91,7 @@ def imputation_rmse(
     >>> imputation_rmse([[0.0], [2.0]], [[0.0], [5.0]], [[True], [False]])
     3.0
     """
-    return _ERRORS["rmse"](_residual(X_true, X_imputed, mask, scale))
+    return ERRORS["rmse"](_residual(X_true, X_imputed, mask, scale))
 
 
 def imputation_mae(
@@ -133,7 +119,7 @@ def imputation_mae(
     >>> imputation_mae([[0.0], [2.0]], [[0.0], [5.0]], [[True], [False]], scale=1.0)
     3.0
     """
-    return _ERRORS["mae"](_residual(X_true, X_imputed, mask, scale))
+    return ERRORS["mae"](_residual(X_true, X_imputed, mask, scale))
 
 
 def imputation_crps(
@@ -147,8 +133,8 @@ def imputation_crps(
     """Continuous ranked probability score of imputation draws, in units of their columns.
 
     For the K draws x_k of a cell with truth y, ``mean_k |x_k - y| - S / c``, where S is the sum
-    of |x_k - x_l| over pairs k < l, computed in O(K log K) from the sorted draws; the mean over
-    all missing cells.
+    of ``|x_k - x_l|`` over pairs k < l, computed in O(K log K) from the sorted draws; the mean
+    over all missing cells.
 
     Parameters
     ----------
@@ -227,169 +213,10 @@ def interval_coverage(
             raise ValueError("level does not belong to bounds: draws is a tuple (lower, upper)")
         lower, upper = (_at(missing, bound, "draws, a tuple of bounds,") for bound in draws)
     else:
-        tail = (1 - _fraction("level", 0.9 if level is None else level)) / 2
+        tail = (1 - check_fraction("level", 0.9 if level is None else level)) / 2
         quantiles = [tail, 1 - tail]
         lower, upper = np.quantile(_draws_at(missing, draws), quantiles, axis=0, method="weibull")
     return float(np.mean((lower <= truth[missing]) & (truth[missing] <= upper)))
-
-
-def effective_sample_size(weights: ArrayLike) -> float:
-    """Kish's number of equally weighted samples, (sum w)^2 / sum w^2.
-
-    Parameters
-    ----------
-    weights : array-like of shape (n_samples,)
-        Non-negative, not all zero; their sum does not matter.
-
-    Returns
-    -------
-    size : float
-        Between 1 (one weight is not zero) and n_samples (all are equal).
-
-    Examples
-    --------
-    >>> from skbilevel.metrics import effective_sample_size
-    >>> effective_sample_size([1.0, 1.0, 0.0])
-    2.0
-    """
-    return float(1 / np.sum(_normalized(weights) ** 2))
-
-
-def entropy(weights: ArrayLike) -> float:
-    """Entropy of the normalised weights, -sum p log p in nats, with 0 log 0 = 0.
-
-    Parameters
-    ----------
-    weights : array-like of shape (n_samples,)
-        Non-negative, not all zero; their sum does not matter.
-
-    Returns
-    -------
-    entropy : float
-        Between 0 and log n_samples; its exponential is a number of samples.
-
-    Examples
-    --------
-    >>> from skbilevel.metrics import entropy
-    >>> round(entropy([1.0, 1.0, 0.0]), 4)
-    0.6931
-    """
-    return float(entr(_normalized(weights)).sum())
-
-
-def make_masked_scorer(
-    *,
-    fraction: float = 0.2,
-    n_repeats: int = 1,
-    metric: str = "rmse",
-    random_state: int | np.random.RandomState | None = None,
-) -> "MaskedScorer":
-    """Scorer of imputers that hides observed cells of X and needs neither y nor the truth.
-
-    Pass it as ``scoring`` to ``GridSearchCV`` or ``cross_val_score``, for an imputer or a Pipeline
-    of transformers. The truth of a hidden cell is what ``transform`` gives when it is not hidden:
-    its value for an imputer, its rescaled value after a scaler. Columns are matched by feature
-    names: extra columns (indicators) are ignored, and cells of dropped columns do not count.
-
-    Parameters
-    ----------
-    fraction : float in (0, 1), default=0.2
-        Share of the observed cells to hide at random; one cell of each row is always left.
-    n_repeats : int, default=1
-        Number of times that cells are drawn; the errors are averaged.
-    metric : {"rmse", "mae"}, default="rmse"
-        Error over the hidden cells, in standard deviations (``ddof=0``) of the observed cells of
-        their column of ``transform(X)``; 1 for a constant column.
-    random_state : int, RandomState instance or None, default=None
-        The cells depend on it and on which cells of X are observed only: all candidates of a
-        search are scored on the same ones. None and an instance give a seed once, here.
-
-    Returns
-    -------
-    scorer : MaskedScorer
-        Callable ``scorer(estimator, X, y=None)`` that returns minus the error; can be pickled.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.impute import KNNImputer
-    >>> from sklearn.model_selection import GridSearchCV
-    >>> from skbilevel.metrics import make_masked_scorer
-    >>> t = np.linspace(0, 1, 40)
-    >>> X = np.column_stack([t, 2 * t, 3 * t])
-    >>> scorer = make_masked_scorer(random_state=0)
-    >>> search = GridSearchCV(KNNImputer(), {"n_neighbors": [1, 30]}, scoring=scorer).fit(X)
-    >>> search.best_params_
-    {'n_neighbors': 1}
-    """
-    _fraction("fraction", fraction)
-    if not (isinstance(n_repeats, Integral) and n_repeats >= 1):
-        raise ValueError(f"n_repeats must be an integer of at least 1, got {n_repeats!r}")
-    if metric not in _ERRORS:
-        raise ValueError(f"metric must be one of {list(_ERRORS)}, got {metric!r}")
-    rng = check_random_state(random_state)
-    seed = random_state if isinstance(random_state, Integral) else rng.randint(2**31 - 1)
-    return MaskedScorer(float(fraction), int(n_repeats), metric, int(seed))
-
-
-@dataclass(frozen=True)
-class MaskedScorer:
-    """Minus the error at hidden cells; made by :func:`make_masked_scorer`."""
-
-    fraction: float
-    n_repeats: int
-    metric: str
-    seed: int
-
-    def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
-        """Score a fitted transformer on X; y is not used."""
-        values = check_numbers(X)
-        rng = check_random_state(self.seed)
-        truth = _transformed(estimator, X, values.shape[1])
-        truth[np.isnan(values)] = np.nan
-        unit = _deviations(truth)
-        errors = []
-        for _ in range(self.n_repeats):
-            hidden = _hidden_cells(~np.isnan(values), self.fraction, rng)
-            reduced = as_type_of(X, np.where(hidden, np.nan, values))
-            residual = (_transformed(estimator, reduced, values.shape[1]) - truth) / unit
-            cells = hidden & ~np.isnan(truth)
-            if not cells.any():
-                raise ValueError("all hidden cells are in columns that the estimator dropped")
-            errors.append(_ERRORS[self.metric](_without_nan("transform(X)", residual[cells])))
-        return -float(np.mean(errors))
-
-
-def _hidden_cells(observed: Array, fraction: float, rng: np.random.RandomState) -> Array:
-    """That share of the observed cells, drawn without replacement; never a row's last one."""
-    key = np.where(observed, rng.random_sample(observed.shape), -1.0)
-    free = observed.copy()
-    free[np.arange(len(key)), key.argmax(axis=1)] = False
-    n_hidden = min(max(1, round(fraction * observed.sum())), free.sum())
-    if n_hidden == 0:
-        raise ValueError("X has no row with two observed cells: there is none to hide")
-    key[~free] = np.inf
-    return key <= np.sort(key, axis=None)[n_hidden - 1]
-
-
-def _transformed(estimator: Any, X: Any, n_features: int) -> Array:
-    """transform(X) with the columns of X, in their order; NaN in those that were dropped."""
-    if not hasattr(estimator, "transform"):
-        raise TypeError(f"a masked scorer needs transform, which {estimator!r} does not have")
-    output = check_numbers(estimator.transform(X), "the output of transform")
-    inputs = list(getattr(estimator, "feature_names_in_", [f"x{j}" for j in range(n_features)]))
-    try:
-        names = list(estimator.get_feature_names_out())
-    except AttributeError as error:
-        if output.shape[1] != n_features:
-            raise ValueError("transform changes columns: needs get_feature_names_out") from error
-        names = inputs
-    kept = [j for j, name in enumerate(inputs) if name in names]
-    if not kept:
-        raise ValueError("transform gives no column that is named as one of X")
-    aligned = np.full((len(output), n_features), np.nan)
-    aligned[:, kept] = output[:, [names.index(inputs[j]) for j in kept]]
-    return aligned
 
 
 def _truth(X_true: ArrayLike, mask: ArrayLike, at_least: int = 1) -> tuple[Array, Array]:
@@ -408,10 +235,10 @@ def _at(missing: Array, X: ArrayLike, name: str) -> Array:
     values = check_numbers(X, name)
     if values.shape != missing.shape:
         raise ValueError(f"{name} must have shape {missing.shape}, got {values.shape}")
-    return _without_nan(name, values[missing])
+    return without_nan(name, values[missing])
 
 
-def _without_nan(name: str, cells: Array) -> Array:
+def without_nan(name: str, cells: Array) -> Array:
     if np.isnan(cells).any():
         raise ValueError(f"{name} must not be NaN at missing cells")
     return cells.astype(np.float64)
@@ -422,7 +249,7 @@ def _draws_at(missing: Array, draws: ArrayLike) -> Array:
     values = np.asarray(draws)
     if values.ndim != 3 or values.shape[1:] != missing.shape or len(values) == 0:
         raise ValueError(f"draws must have shape (n_draws, {missing.shape}), got {values.shape}")
-    return _without_nan("draws", check_numbers(values[:, missing], "draws"))
+    return without_nan("draws", check_numbers(values[:, missing], "draws"))
 
 
 def _residual(X_true: ArrayLike, X_imputed: ArrayLike, mask: ArrayLike, scale: Any) -> Array:
@@ -433,27 +260,19 @@ def _residual(X_true: ArrayLike, X_imputed: ArrayLike, mask: ArrayLike, scale: A
 
 def _scale(truth: Array, scale: Any, missing: Array) -> Array:
     """Unit of each missing cell."""
-    units = np.asarray(_deviations(truth) if scale is None else scale, dtype=float)
+    units = np.asarray(deviations(truth) if scale is None else scale, dtype=float)
     if units.shape not in [(), (truth.shape[1],)] or not ((units > 0) & np.isfinite(units)).all():
         raise ValueError(f"scale must be positive, one or {truth.shape[1]} numbers: {scale!r}")
     return np.broadcast_to(units, truth.shape)[missing]
 
 
-def _deviations(X: Array) -> Array:
+def deviations(X: Array) -> Array:
     """Population standard deviation of the known cells of each column; 1 if they are equal."""
     known = [column[~np.isnan(column)] for column in X.T]
     return np.array([x.std() if x.size and np.ptp(x) > 0 else 1.0 for x in known])
 
 
-def _fraction(name: str, value: Any) -> float:
+def check_fraction(name: str, value: Any) -> float:
     if not (isinstance(value, Real) and 0 < float(value) < 1):
         raise ValueError(f"{name} must be a number in (0, 1), got {value!r}")
     return float(value)
-
-
-def _normalized(weights: ArrayLike) -> Array:
-    w = np.asarray(weights, dtype=float)
-    if w.ndim != 1 or not (np.isfinite(w) & (w >= 0)).all() or not w.any():
-        raise ValueError("weights must be one-dimensional, finite, non-negative and not all zero")
-    w = w / w.max()
-    return w / w.sum()

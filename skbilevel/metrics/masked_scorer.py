@@ -1,0 +1,126 @@
+"""A scorer of imputers that needs neither y nor the truth."""
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from skbilevel.amputation import as_type_of, check_numbers
+from skbilevel.metrics.imputation import ERRORS, Array, check_fraction, deviations, without_nan
+
+
+def make_masked_scorer(
+    *,
+    fraction: float = 0.2,
+    n_repeats: int = 1,
+    metric: str = "rmse",
+    random_state: int | np.random.RandomState | None = None,
+) -> "MaskedScorer":
+    """Scorer of imputers that hides observed cells of X and needs neither y nor the truth.
+
+    Pass it as ``scoring`` to ``GridSearchCV`` or ``cross_val_score``, for an imputer or a Pipeline
+    of transformers. The truth of a hidden cell is what ``transform`` gives when it is not hidden:
+    its value for an imputer, its rescaled value after a scaler. Columns are matched by feature
+    names: extra columns (indicators) are ignored, and cells of dropped columns do not count.
+
+    Parameters
+    ----------
+    fraction : float in (0, 1), default=0.2
+        Share of the observed cells to hide at random; one cell of each row is always left.
+    n_repeats : int, default=1
+        Number of times that cells are drawn; the errors are averaged.
+    metric : {"rmse", "mae"}, default="rmse"
+        Error over the hidden cells, in standard deviations (``ddof=0``) of the observed cells of
+        their column of ``transform(X)``; 1 for a constant column.
+    random_state : int, RandomState instance or None, default=None
+        The cells depend on it and on which cells of X are observed only: all candidates of a
+        search are scored on the same ones. None and an instance give a seed once, here.
+
+    Returns
+    -------
+    scorer : MaskedScorer
+        Callable ``scorer(estimator, X, y=None)`` that returns minus the error; can be pickled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.impute import KNNImputer
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skbilevel.metrics import make_masked_scorer
+    >>> t = np.linspace(0, 1, 40)
+    >>> X = np.column_stack([t, 2 * t, 3 * t])
+    >>> scorer = make_masked_scorer(random_state=0)
+    >>> search = GridSearchCV(KNNImputer(), {"n_neighbors": [1, 30]}, scoring=scorer).fit(X)
+    >>> search.best_params_
+    {'n_neighbors': 1}
+    """
+    check_fraction("fraction", fraction)
+    if not (isinstance(n_repeats, Integral) and n_repeats >= 1):
+        raise ValueError(f"n_repeats must be an integer of at least 1, got {n_repeats!r}")
+    if metric not in ERRORS:
+        raise ValueError(f"metric must be one of {list(ERRORS)}, got {metric!r}")
+    rng = check_random_state(random_state)
+    seed = random_state if isinstance(random_state, Integral) else rng.randint(2**31 - 1)
+    return MaskedScorer(float(fraction), int(n_repeats), metric, int(seed))
+
+
+@dataclass(frozen=True)
+class MaskedScorer:
+    """Minus the error at hidden cells; made by :func:`make_masked_scorer`."""
+
+    fraction: float
+    n_repeats: int
+    metric: str
+    seed: int
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
+        """Score a fitted transformer on X; y is not used."""
+        values = check_numbers(X)
+        rng = check_random_state(self.seed)
+        truth = _transformed(estimator, X, values.shape[1])
+        truth[np.isnan(values)] = np.nan
+        unit = deviations(truth)
+        errors = []
+        for _ in range(self.n_repeats):
+            hidden = _hidden_cells(~np.isnan(values), self.fraction, rng)
+            reduced = as_type_of(X, np.where(hidden, np.nan, values))
+            residual = (_transformed(estimator, reduced, values.shape[1]) - truth) / unit
+            cells = hidden & ~np.isnan(truth)
+            if not cells.any():
+                raise ValueError("all hidden cells are in columns that the estimator dropped")
+            errors.append(ERRORS[self.metric](without_nan("transform(X)", residual[cells])))
+        return -float(np.mean(errors))
+
+
+def _hidden_cells(observed: Array, fraction: float, rng: np.random.RandomState) -> Array:
+    """That share of the observed cells, drawn without replacement; never a row's last one."""
+    key = np.where(observed, rng.random_sample(observed.shape), -1.0)
+    free = observed.copy()
+    free[np.arange(len(key)), key.argmax(axis=1)] = False
+    n_hidden = min(max(1, round(fraction * observed.sum())), free.sum())
+    if n_hidden == 0:
+        raise ValueError("X has no row with two observed cells: there is none to hide")
+    key[~free] = np.inf
+    return key <= np.sort(key, axis=None)[n_hidden - 1]
+
+
+def _transformed(estimator: Any, X: Any, n_features: int) -> Array:
+    """transform(X) with the columns of X, in their order; NaN in those that were dropped."""
+    if not hasattr(estimator, "transform"):
+        raise TypeError(f"a masked scorer needs transform, which {estimator!r} does not have")
+    output = check_numbers(estimator.transform(X), "the output of transform")
+    inputs = list(getattr(estimator, "feature_names_in_", [f"x{j}" for j in range(n_features)]))
+    try:
+        names = list(estimator.get_feature_names_out())
+    except AttributeError as error:
+        if output.shape[1] != n_features:
+            raise ValueError("transform changes columns: needs get_feature_names_out") from error
+        names = inputs
+    kept = [j for j, name in enumerate(inputs) if name in names]
+    if not kept:
+        raise ValueError("transform gives no column that is named as one of X")
+    aligned = np.full((len(output), n_features), np.nan)
+    aligned[:, kept] = output[:, [names.index(inputs[j]) for j in kept]]
+    return aligned

