@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from skbilevel._sklearn import Parallel, delayed
+from skbilevel.numerics.pattern_sums import pattern_sums
 from skbilevel.numerics.row_groups import RowBlock, RowGroup, StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.family import Family, Pairwise, add, pairwise_sums
@@ -81,9 +82,11 @@ def maximum_likelihood(
         ``inner`` holds parameters of the family.
     """
 
+    expectation = _expectation_of_all(family, rows, n_jobs)
+
     def evaluate(theta: torch.Tensor) -> Evaluation:
         model = family.model(family.unpack(theta, start))
-        sums = total(rows, lambda group: family.expectation(group, model), n_jobs)
+        sums = expectation(model)
         n_rows, log_likelihood = float(sums.n_rows), float(sums.log_likelihood)
         objective = (log_likelihood + family.log_prior(model)) / n_rows
         if not np.isfinite(objective):
@@ -102,6 +105,17 @@ def maximum_likelihood(
 
     result = accelerated_em(step, family.pack(start), max_iter=max_iter, tol=tol, on_step=report)
     return replace(result, inner=family.unpack(result.inner, start))
+
+
+def _expectation_of_all(
+    family: Family, rows: StandardizedRows, n_jobs: int | None
+) -> Callable[[Any], Any]:
+    """The E-step over all rows as a function of the model; by pattern where few occur."""
+    by_pattern = getattr(family, "pattern_expectation", None)
+    patterns = None if by_pattern is None else pattern_sums(rows)
+    if by_pattern is not None and patterns is not None:
+        return lambda model: by_pattern(patterns, model)
+    return lambda model: total(rows, lambda group: family.expectation(group, model), n_jobs)
 
 
 def in_row_order(block: RowBlock, of_group: Callable[[RowGroup, slice], Any]) -> np.ndarray:

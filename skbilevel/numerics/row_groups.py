@@ -93,6 +93,11 @@ class StandardizedRows:
         kept = 8 * X.size <= _KEPT_BYTES
         self._kept = [self._prepare(index) for index in range(len(self))] if kept else None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
+        return self._X.shape
+
     def __len__(self) -> int:
         return len(self._slices)
 

@@ -44,6 +44,7 @@ from skbilevel.numerics.masked_inverse import (
     masked_inverse,
     masked_solve,
 )
+from skbilevel.numerics.pattern_sums import PatternSums
 from skbilevel.numerics.row_groups import RowGroup
 from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
 from skbilevel.objectives.family import Pairwise, pack, unpack
@@ -158,17 +159,48 @@ def spread(group: RowGroup, model: Precision, noise: Tensor) -> Tensor:
 def scatter_sums(
     given: Conditional, location: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sums of w E[x | x_o] and of w e e' + C about zero: (d,) and (d, d); w = 1 by default."""
+    """Sums of w E[x | x_o], (d,), and of w E[x | x_o] E[x | x_o]' + C, (d, d); w = 1 if None."""
     residual = given.residual
     weighted = residual if weights is None else residual * weights.unsqueeze(1)
     total_weight = len(residual) if weights is None else weights.sum()
-    first = weighted.sum(0)
-    cross = torch.outer(first, location)
-    second = torch.addmm(cross + cross.T, residual.T, weighted)
-    second += total_weight * torch.outer(location, location)
+    second = residual.T @ weighted
     if given.inverse is not None:
         second += embedded_sum(given.inverse, len(location))
-    return first + total_weight * location, second
+    return about_zero(total_weight, weighted.sum(0), second, location)
+
+
+def about_zero(
+    weight: Tensor | float, first: Tensor, second: Tensor, location: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted sums of x and x x' from those of e = x - mu and e e'."""
+    cross = torch.outer(first, location)
+    second = second + cross + cross.T + weight * torch.outer(location, location)
+    return first + weight * location, second
+
+
+def pattern_moments(patterns: PatternSums, model: Precision) -> Moments:
+    """The E-step from sums by pattern: e = T e~ with T = diag(o) - C P diag(o), eq. (1)."""
+    n_rows, observed, location = patterns.n_rows, patterns.observed, model.location
+    missing = 1 - observed
+    identity_at_observed = torch.diag_embed(observed)
+    both_missing = missing.unsqueeze(2) * missing.unsqueeze(1)
+    root = torch.linalg.cholesky(model.matrix * both_missing + identity_at_observed)
+    covariance = torch.cholesky_inverse(root) * both_missing
+    completion = identity_at_observed - (covariance @ model.matrix) * observed.unsqueeze(1)
+    center = observed * location
+    crossed = patterns.first.unsqueeze(2) * center.unsqueeze(1)
+    weights = n_rows.view(-1, 1, 1)
+    visible = patterns.second - crossed - crossed.mT
+    visible += weights * center.unsqueeze(2) * center.unsqueeze(1)
+    total = (completion @ (patterns.first - n_rows.unsqueeze(1) * center).unsqueeze(2)).sum(0)
+    scatter = (completion @ visible @ completion.mT).sum(0)
+    log_dets = model.log_det_covariance + 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+    log_likelihood = -0.5 * (
+        LOG_2PI * (n_rows @ observed).sum() + n_rows @ log_dets + (model.matrix * scatter).sum()
+    )
+    second = scatter + (weights * covariance).sum(0)
+    sums = about_zero(n_rows.sum(), total.squeeze(1), second, location)
+    return Moments(n_rows.sum(), *sums, log_likelihood)
 
 
 def log_prior(model: Precision, shrinkage: float) -> float:
@@ -203,6 +235,10 @@ class NormalFamily:
         first, second = scatter_sums(given, model.location)
         n_rows = torch.tensor(float(len(group.values)), dtype=torch.float64)
         return Moments(n_rows, first, second, log_normal(group, given).sum())
+
+    def pattern_expectation(self, patterns: PatternSums, model: Precision) -> Moments:
+        """`expectation` of all rows from their sums by pattern."""
+        return pattern_moments(patterns, model)
 
     def maximisation(self, sums: Moments) -> NormalParameters:
         """Eq. (4)."""

@@ -1,0 +1,86 @@
+"""Rows summed by their pattern of missing cells.
+
+Where few patterns occur, the sums of a pattern stand for all of its rows: what depends on the
+parameters is then computed once for a pattern instead of once for a row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skbilevel.numerics.row_groups import RowGroup, StandardizedRows
+
+# A pattern costs about as much as this many rows a column.
+_ROWS_PER_COLUMN = 4
+
+
+@dataclass(frozen=True)
+class PatternSums:
+    """Sums over the rows of each of p patterns.
+
+    Attributes
+    ----------
+    n_rows : Tensor of shape (p,)
+        Number of rows.
+    observed : Tensor of shape (p, d)
+        1. at observed and 0. at missing columns.
+    first : Tensor of shape (p, d)
+        Sum of the standardised rows, 0 at missing columns.
+    second : Tensor of shape (p, d, d)
+        Sum of their outer products.
+    """
+
+    n_rows: Tensor
+    observed: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def pattern_sums(rows: StandardizedRows) -> PatternSums | None:
+    """Sum rows by pattern; None where there are too many patterns for that to pay.
+
+    Rows without an observed cell are left out: they say nothing about the parameters.
+    """
+    n_rows, n_columns = rows.shape
+    most = n_rows // (_ROWS_PER_COLUMN * n_columns)
+    table: dict[bytes, list[Tensor]] = {}
+    for index in range(len(rows)):
+        groups = [group for group in rows[index].groups if group.n_missing < n_columns]
+        patterns = [_patterns(group) for group in groups]
+        if sum(len(examples) for examples, _ in patterns) > most or len(table) > most:
+            return None
+        for group, (examples, which) in zip(groups, patterns, strict=True):
+            _add_group(table, group, examples, which)
+    if not table or len(table) > most:
+        return None
+    masks = np.stack([np.frombuffer(key, dtype=bool) for key in table])
+    n, first, second = (torch.stack(entries) for entries in zip(*table.values(), strict=True))
+    return PatternSums(n, torch.from_numpy(masks).double(), first, second)
+
+
+def _patterns(group: RowGroup) -> tuple[np.ndarray, np.ndarray]:
+    """A row of each pattern in the group, and the index of its pattern for every row.
+
+    Rows are sorted by a random code of their pattern, far cheaper than to sort patterns; should
+    two patterns share a code, patterns are sorted after all.
+    """
+    masks = group.observed().numpy()
+    codes = masks @ np.random.default_rng(0).random(masks.shape[1])
+    _, examples, which = np.unique(codes, return_index=True, return_inverse=True)
+    if not np.array_equal(masks[examples][which], masks):
+        _, examples, which = np.unique(masks, axis=0, return_index=True, return_inverse=True)
+    return examples, which.ravel()
+
+
+def _add_group(
+    table: dict[bytes, list[Tensor]], group: RowGroup, examples: np.ndarray, which: np.ndarray
+) -> None:
+    masks = group.observed().bool().numpy()
+    for pattern, example in enumerate(examples):
+        values = group.values[torch.from_numpy(which == pattern)]
+        n_rows = torch.tensor(float(len(values)), dtype=torch.float64)
+        sums = [n_rows, values.sum(0), values.T @ values]
+        known = table.get(key := masks[example].tobytes())
+        table[key] = [a + b for a, b in zip(known, sums, strict=True)] if known else sums
