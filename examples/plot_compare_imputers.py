@@ -141,7 +141,7 @@ for column, dataset in enumerate(datasets):
     for axis, label in zip(axes[:, column], ("RMSE at hidden cells", "score (%)"), strict=True):
         axis.set_xticks(range(len(MECHANISMS)), MECHANISMS)
         axis.set_ylabel(label)
-    axes[0, column].set_title(dataset)
+    axes[0, column].set(title=dataset, yscale="log")
 axes[0, 0].legend(fontsize=8)
 figure.tight_layout()
 
