@@ -611,7 +611,7 @@ def test_a_parameter_that_does_not_belong_to_the_mechanism_is_refused_by_name(me
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "name"), [(m, name) for m in BELONGS for name in BELONGS[m]]
+    ("mechanism", "name"), [(m, name) for m in BELONGS for name in sorted(BELONGS[m])]
 )
 def test_a_parameter_that_belongs_to_the_mechanism_is_accepted(mechanism, name):
     columns = [1, 2] if mechanism == "sector" else None

@@ -23,7 +23,7 @@ from skbilevel.estimators.gaussian_choice import KINDS, Settings, choose
 from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.numerics.observed import mean_and_deviation, median_and_quartile_deviation
 from skbilevel.numerics.random import draw_seed, row_keys, row_normal
-from skbilevel.numerics.row_groups import StandardizedRows, row_block, slices
+from skbilevel.numerics.row_groups import StandardizedRows, row_block, row_blocks
 from skbilevel.objectives.family import Family, add, as_arrays, hyper_parameters, multiply
 from skbilevel.solvers.em import EMResult, stepwise_weight
 
@@ -71,7 +71,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
     keep_empty_features : bool, default=False
         Keep features without any observed value at fit, filled with 0, instead of dropping them.
     n_jobs : int, default=None
-        Blocks of 32768 rows that are processed at a time. The result does not depend on it.
+        Blocks of at most 32768 rows that are processed at a time. The result does not depend on it.
     random_state : int, RandomState instance or None, default=None
         Held-out cells of "auto", and the seed of `sample`. Imputation is deterministic.
 
@@ -286,7 +286,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         family, model = self._distribution()
         log_scale = np.log(self._scale)
         densities = []
-        for block in slices(len(X)):
+        for block in row_blocks(X):
             rows = self._with_nan(X[block])[:, ~self.empty_features_]
             density = in_row_order(
                 row_block(rows, self._center, self._scale),
@@ -344,7 +344,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         keys = row_keys(self._with_nan(X), self._seed, row_ids)
         draws = np.empty((n_draws, len(X), len(self._kept_features())))
         for index in range(n_draws):
-            for block in slices(len(X)):
+            for block in row_blocks(X):
                 rows = self._with_nan(X[block])
                 drawer = self._drawer(keys[block], index)
                 filled = self._filled(rows, np.isnan(rows), drawer)

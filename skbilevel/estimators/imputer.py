@@ -23,7 +23,7 @@ from skbilevel._sklearn import (
     is_scalar_nan,
     validate_data,
 )
-from skbilevel.numerics.row_groups import slices
+from skbilevel.numerics.row_groups import row_blocks
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -110,7 +110,7 @@ class Imputer(TransformerMixin, BaseEstimator):
         kept, flagged = self._kept_features(), self._flagged_features()
         out = self._output_array(X, out, len(kept) + len(flagged))
         complete = self._completer()
-        for block in slices(len(X)):
+        for block in row_blocks(X):
             rows = self._with_nan(X[block])
             missing: Bools = np.isnan(rows)
             out[block, len(kept) :] = missing[:, flagged]
@@ -157,7 +157,7 @@ class Imputer(TransformerMixin, BaseEstimator):
         """Validate the training data and find empty features; returns the kept columns."""
         X = self._validate_incomplete(X, reset=True)
         observed = np.zeros(X.shape[1], dtype=np.int64)
-        for block in slices(len(X)):
+        for block in row_blocks(X):
             observed += np.count_nonzero(~np.isnan(self._with_nan(X[block])), axis=0)
         if not observed.any():
             raise ValueError("X has no observed value: every cell is missing.")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skbilevel.numerics.row_groups import slices
+from skbilevel.numerics.row_groups import row_blocks
 
 # Interquartile range of the standard normal.
 _NORMAL_IQR = 1.3489795003921634
@@ -29,11 +29,11 @@ def mean_and_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = _first_observed(X)
     counts, totals, squares = np.zeros((3, X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
-        for block in slices(len(X)):
+        for block in row_blocks(X):
             counts += np.count_nonzero(~np.isnan(X[block]), axis=0)
             totals += np.nansum(X[block] - first, axis=0)
         mean = first + totals / counts
-        for block in slices(len(X)):
+        for block in row_blocks(X):
             squares += np.nansum((X[block] - mean) ** 2, axis=0)
     overflown = ~(np.isfinite(mean) & np.isfinite(squares))
     if overflown.any():
@@ -51,7 +51,7 @@ def _first_observed(X: np.ndarray) -> np.ndarray:
     rounding error that grows with their number.
     """
     first = np.full(X.shape[1], np.nan)
-    for block in slices(len(X)):
+    for block in row_blocks(X):
         position = np.argmax(~np.isnan(X[block]), axis=0)
         found = X[block][position, np.arange(X.shape[1])]
         first = np.where(np.isnan(first), found, first)

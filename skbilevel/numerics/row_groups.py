@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A block has this many rows, or fewer where they are wide.
 BLOCK_ROWS = 32_768
+_BLOCK_BYTES = 8 * 20 * BLOCK_ROWS
 # A batch of k x k problems is walked k times and has to stay in the cache; with smaller batches
 # the calls cost more than the arithmetic.
 _BATCH_BYTES = 2**21
@@ -68,8 +70,14 @@ class RowBlock:
     order: np.ndarray
 
 
-def slices(n_rows: int, size: int = BLOCK_ROWS) -> list[slice]:
-    """Cut ``range(n_rows)`` into slices of ``size`` rows; the boundaries never depend on jobs."""
+def row_blocks(X: np.ndarray) -> list[slice]:
+    """Cut the rows of ``X`` into blocks of about 5 MB, whose bounds never depend on jobs."""
+    n_rows, n_columns = X.shape
+    return slices(n_rows, max(1, min(BLOCK_ROWS, _BLOCK_BYTES // (8 * max(n_columns, 1)))))
+
+
+def slices(n_rows: int, size: int) -> list[slice]:
+    """Cut ``range(n_rows)`` into slices of ``size``, the last one shorter."""
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
@@ -89,7 +97,7 @@ class StandardizedRows:
 
     def __init__(self, X: np.ndarray, center: np.ndarray, scale: np.ndarray):
         self._X, self.center, self.scale = X, center, scale
-        self._slices = slices(len(X))
+        self._slices = row_blocks(X)
         kept = 8 * X.size <= _KEPT_BYTES
         self._kept = [self._prepare(index) for index in range(len(self))] if kept else None
 

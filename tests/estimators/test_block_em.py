@@ -51,8 +51,8 @@ def standardized(X):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Cuts rows into blocks of 64; sizes that are given, as those of batches, stay."""
-    monkeypatch.setattr(row_groups, "slices", lambda n, size=64: slices(n, size))
+    """Cuts rows into blocks of 64."""
+    monkeypatch.setattr(row_groups, "row_blocks", lambda X: slices(len(X), 64))
 
 
 def assert_same_sums(left, right):
@@ -302,7 +302,7 @@ def test_sums_over_blocks_are_added_within_a_block_and_then_in_the_order_of_the_
 def test_sums_do_not_depend_on_the_size_of_the_blocks_but_for_rounding(monkeypatch, size):
     """With one row a block some blocks have no row with an observed cell."""
     X = normal_rows()
-    monkeypatch.setattr(row_groups, "slices", lambda n, s=size: slices(n, s))
+    monkeypatch.setattr(row_groups, "row_blocks", lambda X: slices(len(X), size))
     sums = total(standardized(X), pairwise_sums)
     Z = (X - np.nanmean(X, axis=0)) / np.nanstd(X, axis=0)
     observed, Z = ~np.isnan(Z), np.nan_to_num(Z)

@@ -250,9 +250,9 @@ def test_grid_search_tunes_shrinkage_without_y():
 
 def test_jobs_and_blocks_do_not_change_a_bit(monkeypatch):
     _, X = incomplete(n_rows=1000)
-    monkeypatch.setattr(row_groups.slices, "__defaults__", (150,))
+    monkeypatch.setattr(row_groups, "BLOCK_ROWS", 150)
     fits = [GaussianImputer(n_jobs=n_jobs).fit(X) for n_jobs in (None, 1, 2)]
-    assert len(row_groups.slices(len(X))) == 7
+    assert len(row_groups.row_blocks(X)) == 7
     for other in fits[1:]:
         assert_array_equal(fits[0].covariance_, other.covariance_)
         assert fits[0].history_ == other.history_
@@ -261,7 +261,7 @@ def test_jobs_and_blocks_do_not_change_a_bit(monkeypatch):
 def test_blocks_agree_with_one_block(monkeypatch):
     _, X = incomplete(n_rows=1000)
     whole = GaussianImputer().fit(X)
-    monkeypatch.setattr(row_groups.slices, "__defaults__", (150,))
+    monkeypatch.setattr(row_groups, "BLOCK_ROWS", 150)
     blocks = GaussianImputer().fit(X)
     assert_allclose(whole.covariance_, blocks.covariance_, rtol=1e-10)
     assert_allclose(whole.transform(X), blocks.transform(X), rtol=1e-9)

@@ -231,5 +231,5 @@ def test_composite_loss_is_the_sum_of_its_pieces():
 
 def test_unknown_curvature_is_refused_by_name():
     problem = Quadratic.random()
-    with pytest.raises(ValueError, match="curvature must be one of.*'fisher'"):
+    with pytest.raises(ValueError, match=r"curvature must be one of.*'fisher'"):
         hypergradient(problem, np.zeros(3), curvature="fisher")

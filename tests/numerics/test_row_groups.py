@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from skbilevel.numerics import row_groups
-from skbilevel.numerics.row_groups import BLOCK_ROWS, StandardizedRows, row_block, slices
+from skbilevel.numerics.row_groups import (
+    BLOCK_ROWS,
+    StandardizedRows,
+    row_block,
+    row_blocks,
+    slices,
+)
 
 
 def incomplete(n=60, d=5, rate=0.4, seed=0):
@@ -134,6 +140,11 @@ def test_slices_cut_a_range_into_full_pieces_and_a_rest(n_rows, size):
     assert not lengths or 0 < lengths[-1] <= size
 
 
+@pytest.mark.parametrize(("n_columns", "rows"), [(1, 32768), (20, 32768), (100, 6553), (10**7, 1)])
+def test_blocks_of_wide_rows_are_shorter(n_columns, rows):
+    assert row_blocks(np.broadcast_to(0.0, (10**6, n_columns)))[0] == slice(0, rows)
+
+
 def test_blocks_are_consecutive_rows():
     X = incomplete(2 * BLOCK_ROWS + 5, 2)
     centre, scale = centre_and_scale(2)
@@ -147,7 +158,7 @@ def test_blocks_are_consecutive_rows():
 @pytest.mark.parametrize("spare", [0, -1])
 def test_blocks_of_small_data_are_kept_and_those_of_large_data_prepared_anew(monkeypatch, spare):
     X = incomplete(50, 4)
-    monkeypatch.setattr(row_groups, "slices", lambda n, size=20: slices(n, size))
+    monkeypatch.setattr(row_groups, "row_blocks", lambda X: slices(len(X), 20))
     monkeypatch.setattr(row_groups, "_KEPT_BYTES", X.nbytes + spare)
     rows = StandardizedRows(X, *centre_and_scale(4))
     assert (rows[0] is rows[0]) == (spare == 0)
@@ -156,7 +167,7 @@ def test_blocks_of_small_data_are_kept_and_those_of_large_data_prepared_anew(mon
 
 def test_kept_and_anew_prepared_blocks_are_the_same_to_the_bit(monkeypatch):
     X = incomplete(500, 4)
-    monkeypatch.setattr(row_groups, "slices", lambda n, size=200: slices(n, size))
+    monkeypatch.setattr(row_groups, "row_blocks", lambda X: slices(len(X), 200))
     kept = StandardizedRows(X, *centre_and_scale(4))
     monkeypatch.setattr(row_groups, "_KEPT_BYTES", 0)
     anew = StandardizedRows(X, *centre_and_scale(4))
