@@ -24,7 +24,14 @@ from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.numerics.observed import mean_and_deviation, median_and_quartile_deviation
 from skbilevel.numerics.random import draw_seed, row_keys, row_normal
 from skbilevel.numerics.row_groups import StandardizedRows, row_block, row_blocks
-from skbilevel.objectives.family import Family, add, as_arrays, hyper_parameters, multiply
+from skbilevel.objectives.family import (
+    Family,
+    add,
+    as_arrays,
+    as_tensors,
+    hyper_parameters,
+    multiply,
+)
 from skbilevel.solvers.em import EMResult, stepwise_weight
 
 _STANDARDIZATION = {False: mean_and_deviation, True: median_and_quartile_deviation}
@@ -71,7 +78,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
     keep_empty_features : bool, default=False
         Keep features without any observed value at fit, filled with 0, instead of dropping them.
     n_jobs : int, default=None
-        Blocks of at most 32768 rows that are processed at a time. The result does not depend on it.
+        Blocks (of at most 32768 rows) to process at a time; the result does not depend on it.
     random_state : int, RandomState instance or None, default=None
         Held-out cells of "auto", and the seed of `sample`. Imputation is deterministic.
 
@@ -249,7 +256,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
             return self
         n_seen, n_batch = float(self.n_samples_seen_), float(batch.n_rows)
         weight = stepwise_weight(n_seen, n_batch)
-        past = type(batch)(**{name: torch.from_numpy(s) for name, s in self._sums.items()})
+        past = type(batch)(**as_tensors(self._sums))
         sums = multiply(
             add(multiply(past, (1 - weight) / n_seen), multiply(batch, weight / n_batch)),
             n_seen + n_batch,
@@ -392,8 +399,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         """The fitted family and its model, rebuilt from arrays."""
         kind = KINDS[self._kind]
         family = kind.family(**self._family)
-        arrays = {name: torch.from_numpy(value) for name, value in self._parameters.items()}
-        return family, family.model(kind.parameters(**arrays))
+        return family, family.model(kind.parameters(**as_tensors(self._parameters)))
 
     def _completer(self) -> RowCompleter:
         family, model = self._distribution()

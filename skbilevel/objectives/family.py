@@ -123,6 +123,11 @@ def as_arrays(record: Any) -> dict[str, np.ndarray]:
     return {name: getattr(record, name).numpy() for name in names}
 
 
+def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Copies of the arrays as tensors; the arrays may be read-only, as memory maps are."""
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
 def hyper_parameters(family: Any) -> dict[str, Any]:
     """What the family was built with, as plain Python."""
     return asdict(family)

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize
 from sklearn.datasets import load_diabetes
 
+from skbilevel.estimators import block_em
 from skbilevel.estimators.block_em import (
     completed_rows,
     in_row_order,
@@ -39,6 +40,14 @@ def normal_rows(n=300, d=6, seed=0):
     rng = np.random.default_rng(seed)
     covariance = symmetric_matrix(np.linspace(0.1, 3, d), seed)
     return with_holes(rng.multivariate_normal(np.arange(d), covariance, n))
+
+
+def few_patterns():
+    """Rows that miss one of five sets of columns, which EM then sums by pattern."""
+    rng = np.random.default_rng(0)
+    X = rng.multivariate_normal(np.arange(6), symmetric_matrix(np.linspace(0.1, 3, 6)), 300)
+    masks = rng.random((5, 6)) < 0.4
+    return np.where(masks[rng.integers(5, size=300)], np.nan, X)
 
 
 def diabetes():
@@ -153,7 +162,7 @@ def fit(family, rows, **kwargs):
     return maximum_likelihood(family, rows, pairwise_start(family, rows), **kwargs)
 
 
-@pytest.mark.parametrize("load", [normal_rows, diabetes])
+@pytest.mark.parametrize("load", [normal_rows, few_patterns, diabetes])
 def test_accelerated_em_and_lbfgs_reach_the_same_likelihood(load):
     X = load()
     rows = standardized(X)
@@ -178,7 +187,7 @@ def test_accelerated_em_and_lbfgs_reach_the_same_likelihood_of_the_t():
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
-@pytest.mark.parametrize("load", [normal_rows, diabetes])
+@pytest.mark.parametrize("load", [normal_rows, few_patterns, diabetes])
 def test_objective_is_the_penalised_likelihood_per_row_and_never_falls(family, load):
     X = load()
     rows = standardized(X)
@@ -206,6 +215,20 @@ def test_parameters_are_those_that_the_sums_maximise(family, max_iter):
     expected = family.maximisation(result.sums)
     np.testing.assert_allclose(pack(result.inner), pack(expected), atol=1e-13)
     assert result.sums.n_rows.item() == 441
+
+
+def test_few_patterns_are_summed_once_and_give_the_fit_of_the_rows(monkeypatch):
+    class WithoutRows(NormalFamily):
+        def expectation(self, group, model):
+            pytest.fail("rows were read again")
+
+    rows = standardized(few_patterns())
+    by_pattern = fit(WithoutRows(1.0), rows)
+    monkeypatch.setattr(block_em, "pattern_sums", lambda rows: None)
+    by_row = fit(NormalFamily(1.0), rows)
+    np.testing.assert_allclose(by_pattern.history["objective"], by_row.history["objective"])
+    np.testing.assert_allclose(pack(by_pattern.inner), pack(by_row.inner), atol=1e-9)
+    assert by_pattern.sums.n_rows.item() == 300
 
 
 def test_on_step_ends_the_fit():
@@ -344,6 +367,29 @@ def test_the_number_of_torch_threads_is_one_in_every_job_and_restored(small_bloc
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
+
+
+@pytest.mark.parametrize("load", [normal_rows, few_patterns])
+def test_e_steps_run_on_one_torch_thread(load):
+    rows, seen = standardized(load()), set()
+
+    class Watched(NormalFamily):
+        def expectation(self, group, model):
+            seen.add(torch.get_num_threads())
+            return super().expectation(group, model)
+
+        def pattern_expectation(self, patterns, model):
+            seen.add(torch.get_num_threads())
+            return super().pattern_expectation(patterns, model)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fit(Watched(1.0), rows, max_iter=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
 
 
 def test_pairwise_start_is_that_of_all_rows(small_blocks):

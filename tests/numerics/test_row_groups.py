@@ -134,7 +134,7 @@ def test_wide_rows_are_cut_into_batches_of_two_mebibytes():
 @given(n_rows=st.integers(0, 200), size=st.integers(1, 60))
 def test_slices_cut_a_range_into_full_pieces_and_a_rest(n_rows, size):
     pieces = slices(n_rows, size)
-    assert [i for piece in pieces for i in range(n_rows)[piece]] == list(range(n_rows))
+    assert [i for piece in pieces for i in range(piece.start, piece.stop)] == [*range(n_rows)]
     lengths = [piece.stop - piece.start for piece in pieces]
     assert all(length == size for length in lengths[:-1])
     assert not lengths or 0 < lengths[-1] <= size
@@ -142,7 +142,7 @@ def test_slices_cut_a_range_into_full_pieces_and_a_rest(n_rows, size):
 
 @pytest.mark.parametrize(("n_columns", "rows"), [(1, 32768), (20, 32768), (100, 6553), (10**7, 1)])
 def test_blocks_of_wide_rows_are_shorter(n_columns, rows):
-    assert row_blocks(np.broadcast_to(0.0, (10**6, n_columns)))[0] == slice(0, rows)
+    assert row_blocks(np.broadcast_to(0.0, (40_000, n_columns)))[0] == slice(0, rows)
 
 
 def test_blocks_are_consecutive_rows():

@@ -230,6 +230,11 @@ def test_the_sums_are_those_of_the_last_theta_and_the_solution_is_their_image():
     assert result.sums == result.inner.item() - 1 == 4.0
 
 
+def test_a_start_that_is_not_feasible_is_refused():
+    with pytest.raises(ArithmeticError, match="not feasible"):
+        accelerated_em(Scripted(-math.inf), vector(0.0), max_iter=9, tol=0.0)
+
+
 @pytest.mark.parametrize("max_iter", [0, 1, 4])
 def test_max_iter_bounds_the_iterations_and_is_no_convergence(max_iter):
     step = Scripted(*range(100))

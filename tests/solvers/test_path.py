@@ -43,7 +43,7 @@ def test_patience_is_two_by_default():
 
 
 def test_an_equal_error_is_no_better():
-    result, calls = trace("abc", [1.0, 1.0, 1.0])
+    result, calls = trace("abcd", [1.0, 1.0, 1.0, 1.0])
     assert (result[0], len(calls)) == ("a", 3)
 
 
