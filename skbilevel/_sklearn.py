@@ -1,7 +1,10 @@
 """The one place that touches scikit-learn names that may move: validation, callbacks, tags."""
 
+import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
+from types import FrameType
 from typing import Any, TypeVar
 
 from sklearn.base import _fit_context
@@ -33,8 +36,10 @@ __all__ = [
     "input_feature_names",
     "is_scalar_nan",
     "validate_data",
+    "warn_user",
 ]
 
+_LIBRARIES = ("skbilevel.", "sklearn.", "joblib.", "contextlib", "threading", "concurrent.")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -54,6 +59,15 @@ def fit_method(method: Method) -> Method:
             raise
 
     return all_or_nothing  # type: ignore[return-value]
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside of this package, scikit-learn and joblib that led here."""
+    frame: FrameType | None = sys._getframe()
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def input_feature_names(estimator: Any, input_features: Any) -> Any:

@@ -26,11 +26,16 @@ _ROUNDING = 1e-6
 
 
 def fresh(imputer: Any, seed: int = 0) -> Any:
-    """An unfitted copy with a fixed ``random_state``, where it has one."""
+    """An unfitted copy with a fixed ``random_state`` and the plainest settings."""
+    settings = {
+        "random_state": seed,
+        "missing_values": np.nan,
+        "add_indicator": False,
+        "keep_empty_features": False,
+    }
     copied = clone(imputer)
-    if "random_state" in copied.get_params():
-        copied.set_params(random_state=seed)
-    return copied
+    known = copied.get_params()
+    return copied.set_params(**{name: settings[name] for name in settings if name in known})
 
 
 def _data(n_rows: int = 120, seed: int = 0) -> tuple[Array, Array]:

@@ -10,7 +10,10 @@ from typing import Any
 __all__ = ["TRUSTED_TYPES", "load", "save"]
 
 #: The types of this package that a file may hold besides those that skops trusts by itself.
-TRUSTED_TYPES = ("skbilevel.estimators.gaussian.GaussianImputer",)
+TRUSTED_TYPES = (
+    "skbilevel.estimators.gaussian.GaussianImputer",
+    "skbilevel.metrics.masked_scorer.MaskedScorer",
+)
 
 
 def save(estimator: Any, path: str | PathLike[str]) -> None:

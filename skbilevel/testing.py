@@ -38,7 +38,8 @@ def check_imputer(imputer: Any, on_fail: str | None = "raise") -> list[dict[str,
     Parameters
     ----------
     imputer : estimator
-        An unfitted imputer that marks missing cells by NaN; it is cloned for each check.
+        An unfitted imputer; it is cloned for each check, with ``missing_values=nan`` and neither
+        indicator nor empty features unless a check is about them.
     on_fail : {"raise", "warn"} or None, default="raise"
         What to do with a failed check: raise its error, warn, or only report it.
 
@@ -51,7 +52,7 @@ def check_imputer(imputer: Any, on_fail: str | None = "raise") -> list[dict[str,
     Raises
     ------
     Exception
-        The error of the first failed check with ``on_fail="raise"``.
+        The error of the first failed check with ``on_fail="raise"``, with a note that names it.
 
     Examples
     --------
@@ -61,12 +62,15 @@ def check_imputer(imputer: Any, on_fail: str | None = "raise") -> list[dict[str,
     >>> [result["check_name"] for result in results if result["status"] == "failed"]
     []
     """
+    if on_fail not in ("raise", "warn", None):
+        raise ValueError(f"on_fail must be 'raise', 'warn' or None, got {on_fail!r}.")
     results = []
     for name, check in IMPUTER_CHECKS.items():
         status, exception = _outcome(check, imputer)
         results.append({"check_name": name, "status": status, "exception": exception})
         if status == "failed" and exception is not None:
             if on_fail == "raise":
+                exception.add_note(f"check_imputer: {name} failed")
                 raise exception
             if on_fail == "warn":
                 warnings.warn(f"{name} failed: {exception!r}", UserWarning, stacklevel=2)

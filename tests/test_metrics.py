@@ -628,3 +628,26 @@ def test_hidden_cells_that_were_all_dropped_cannot_be_scored():
     dropping = SimpleImputer().fit(np.where([True, False], X, np.nan))
     with pytest.raises(ValueError, match="in columns that the estimator dropped"):
         make_masked_scorer(random_state=seed, **keywords)(dropping, X)
+
+
+def test_few_draws_for_a_level_are_a_warning_that_says_what_they_cover():
+    rng = np.random.default_rng(0)
+    truth, draws = rng.normal(size=(4000, 1)), rng.normal(size=(5, 4000, 1))
+    with pytest.warns(UserWarning, match=r"5 draws are too few.*covers 0\.667"):
+        coverage = interval_coverage(truth, draws, np.zeros((4000, 1), bool))
+    assert coverage == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_scale_of_the_masked_scorer_takes_the_place_of_the_fold_s_own():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 2)) * [1.0, 1e-6]
+    imputer = SimpleImputer().fit(X)
+    own = make_masked_scorer(random_state=0)(imputer, X)
+    given = make_masked_scorer(scale=X.std(axis=0), random_state=0)(imputer, X)
+    assert given == pytest.approx(own)
+    doubled = make_masked_scorer(scale=2 * X.std(axis=0), random_state=0)(imputer, X)
+    assert doubled == pytest.approx(own / 2)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        make_masked_scorer(scale=[1.0, 0.0])
+    with pytest.raises(ValueError, match="one unit for each of 2 columns"):
+        make_masked_scorer(scale=[1.0])(imputer, X)

@@ -91,8 +91,10 @@ def maximum_likelihood(
         objective = (log_likelihood + family.log_prior(model)) / n_rows
         if not np.isfinite(objective):
             raise torch.linalg.LinAlgError("the likelihood is not finite")
-        image = family.pack(family.maximisation(sums))
-        return Evaluation(objective, image, {"log_likelihood": log_likelihood / n_rows}, sums)
+        improved = family.maximisation(sums)
+        ascent = _expected(family, sums, family.model(improved)) - _expected(family, sums, model)
+        monitored = {"log_likelihood": log_likelihood / n_rows}
+        return Evaluation(objective, family.pack(improved), monitored, sums, ascent / n_rows)
 
     def step(theta: torch.Tensor) -> Evaluation:
         try:
@@ -107,14 +109,20 @@ def maximum_likelihood(
     return replace(result, inner=family.unpack(result.inner, start))
 
 
+def _expected(family: Family, sums: Any, model: Any) -> float:
+    """What the M-step maximises, at the parameters of ``model``."""
+    return family.complete_log_likelihood(sums, model) + family.log_prior(model)
+
+
 def _expectation_of_all(
     family: Family, rows: StandardizedRows, n_jobs: int | None
 ) -> Callable[[Any], Any]:
     """The E-step over all rows as a function of the model; by pattern where few occur."""
     by_pattern = getattr(family, "pattern_expectation", None)
-    patterns = None if by_pattern is None else pattern_sums(rows)
+    with single_thread():
+        patterns = None if by_pattern is None else pattern_sums(rows)
     if by_pattern is not None and patterns is not None:
-        return lambda model: by_pattern(patterns, model)
+        return single_thread()(lambda model: by_pattern(patterns, model))
     return lambda model: total(rows, lambda group: family.expectation(group, model), n_jobs)
 
 

@@ -1,6 +1,7 @@
 """Imputation by the multivariate normal, its robust and its low-rank kin."""
 
-import warnings
+from __future__ import annotations
+
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from skbilevel._sklearn import (
     StrOptions,
     check_is_fitted,
     fit_method,
+    warn_user,
 )
 from skbilevel.estimators.block_em import completed_rows, in_row_order, maximum_likelihood, total
 from skbilevel.estimators.gaussian_choice import KINDS, Settings, choose
@@ -24,6 +26,7 @@ from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.numerics.observed import mean_and_deviation, median_and_quartile_deviation
 from skbilevel.numerics.random import draw_seed, row_keys, row_normal
 from skbilevel.numerics.row_groups import StandardizedRows, row_block, row_blocks
+from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.family import (
     Family,
     add,
@@ -78,9 +81,11 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
     keep_empty_features : bool, default=False
         Keep features without any observed value at fit, filled with 0, instead of dropping them.
     n_jobs : int, default=None
-        Blocks (of at most 32768 rows) to process at a time; the result does not depend on it.
+        Blocks (of at most 32768 rows) that `fit` processes at a time; the result does not
+        depend on it.
     random_state : int, RandomState instance or None, default=None
-        Held-out cells of "auto", and the seed of `sample`. Imputation is deterministic.
+        Draws the held-out cells of "auto", where there is a choice, and the seed of `sample`.
+        Otherwise imputation is deterministic.
 
     Attributes
     ----------
@@ -178,6 +183,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         self.random_state = random_state
 
     @fit_method
+    @single_thread()
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit the distribution to the observed cells of ``X``.
 
@@ -213,15 +219,16 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         self._store(result)
         reporter.end()
         if not (result.converged or reporter.stopped):
-            warnings.warn(
+            remedy = "max_iter, tol or" if result.n_iter == self.max_iter else "tol or"
+            warn_user(
                 f"GaussianImputer did not converge in {result.n_iter} iterations; "
-                "increase max_iter, tol or shrinkage.",
+                f"increase {remedy} shrinkage.",
                 ConvergenceWarning,
-                stacklevel=5,
             )
         return self
 
     @fit_method
+    @single_thread()
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Update the distribution with a batch of rows, by stepwise expectation maximisation.
 
@@ -275,6 +282,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
             )
         return self
 
+    @single_thread()
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """Log density of the observed cells of each row.
 
@@ -322,13 +330,16 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         """
         return float(self.score_samples(X).mean())
 
+    @single_thread()
     def sample(
         self, X: ArrayLike, n_draws: int = 1, row_ids: ArrayLike | None = None
     ) -> NDArray[np.float64]:
         """Draw the missing cells given the observed ones, for multiple imputation.
 
         A draw is a function of the seed fixed at fit, the index of the draw and the values of
-        the row. It does not depend on the other rows, and a call repeats the last one.
+        the row. It does not depend on the other rows, and a call repeats the last one. Rows that
+        are equal therefore get equal draws, which are no independent imputations: pass
+        ``row_ids=np.arange(len(X))`` or identifiers of your own to tell such rows apart.
 
         Parameters
         ----------
@@ -343,12 +354,18 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         -------
         ndarray of shape (n_draws, n_samples, n_features_kept), float64
             Complete rows, without indicator columns. Observed cells are those of ``X``.
+
+        Warns
+        -----
+        UserWarning
+            If incomplete rows are equal and ``row_ids`` does not tell them apart.
         """
         check_is_fitted(self)
         if not isinstance(n_draws, Integral) or n_draws < 1:
             raise ValueError(f"n_draws must be an integer of at least 1, got {n_draws!r}.")
         X = self._validate_incomplete(X, reset=False)
         keys = row_keys(self._with_nan(X), self._seed, row_ids)
+        self._warn_of_equal_draws(keys[np.isnan(self._with_nan(X)).any(axis=1)])
         draws = np.empty((n_draws, len(X), len(self._kept_features())))
         for index in range(n_draws):
             for block in row_blocks(X):
@@ -357,6 +374,14 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
                 filled = self._filled(rows, np.isnan(rows), drawer)
                 draws[index, block] = filled[:, self._kept_features()]
         return draws
+
+    def _warn_of_equal_draws(self, keys: NDArray[np.uint64]) -> None:
+        n_equal = len(keys) - len(np.unique(keys))
+        if n_equal:
+            warn_user(
+                f"{n_equal} incomplete rows equal another row and get its draws; pass row_ids "
+                "to give them draws of their own."
+            )
 
     def _store(self, result: EMResult) -> None:
         for name in ("loadings_", "noise_variance_", "degrees_of_freedom_", "n_factors_"):

@@ -24,6 +24,8 @@ _N_FACTORS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90)
 _ROWS_PER_COLUMN = 10
 _HELD_OUT = 0.1
 _FEWEST_HELD_OUT = 10
+# The order of candidates shows long before the slow ones among them converge.
+_PATH_ITERATIONS = 50
 
 
 class Kind(NamedTuple):
@@ -133,6 +135,7 @@ def _best(
 ) -> _Fit:
     masked = np.where(hidden, np.nan, X)
     visible = StandardizedRows(masked, rows.center, rows.scale)
+    short = {**loop, "max_iter": min(loop["max_iter"], _PATH_ITERATIONS)}
 
     def solve(candidate: dict[str, Any], last: _Fit | None) -> _Fit:
         family = kind.family(**candidate)
@@ -140,7 +143,7 @@ def _best(
         # changes their shape.
         cold = last is None or "n_factors" in candidate
         start = pairwise_start(family, visible) if cold else last.parameters  # type: ignore[union-attr]
-        return _Fit(family, maximum_likelihood(family, visible, start, **loop).inner)
+        return _Fit(family, maximum_likelihood(family, visible, start, **short).inner)
 
     def error(fit: _Fit) -> float:
         model = fit.family.model(fit.parameters)

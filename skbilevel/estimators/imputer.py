@@ -5,7 +5,8 @@ empty columns, the indicator, names, dtypes, and that observed cells come back t
 subclass owns the statistics: it fits on rows with NaN at missing cells and completes such rows.
 """
 
-import warnings
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Real
@@ -22,8 +23,10 @@ from skbilevel._sklearn import (
     input_feature_names,
     is_scalar_nan,
     validate_data,
+    warn_user,
 )
 from skbilevel.numerics.row_groups import row_blocks
+from skbilevel.numerics.threads import single_thread
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -83,6 +86,7 @@ class Imputer(TransformerMixin, BaseEstimator):
         Its rows have the columns that are not empty; it is made once for a call of `transform`.
         """
 
+    @single_thread()
     def transform(self, X: ArrayLike, *, out: Floats | None = None) -> Floats:
         """Impute the missing cells of ``X``.
 
@@ -103,7 +107,7 @@ class Imputer(TransformerMixin, BaseEstimator):
         ------
         ValueError
             If ``X`` has infinite or non-numeric values or another number of features than at
-            fit, or ``out`` has another shape or is not of a floating dtype.
+            fit, or ``out`` has another shape or cannot hold the dtype of ``X``.
         """
         check_is_fitted(self)
         X = self._validate_incomplete(X, reset=False)
@@ -113,8 +117,10 @@ class Imputer(TransformerMixin, BaseEstimator):
         for block in row_blocks(X):
             rows = self._with_nan(X[block])
             missing: Bools = np.isnan(rows)
+            filled = self._filled(rows, missing, complete)
+            # `rows` may be a view of `out`: it is not read below.
+            out[block, : len(kept)] = filled[:, kept]
             out[block, len(kept) :] = missing[:, flagged]
-            out[block, : len(kept)] = self._filled(rows, missing, complete)[:, kept]
         return out
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[Any]:
@@ -180,18 +186,16 @@ class Imputer(TransformerMixin, BaseEstimator):
     def _warn_dropped(self) -> None:
         if not self.keep_empty_features:
             names = input_feature_names(self, None)[self.empty_features_]
-            warnings.warn(
+            warn_user(
                 f"Dropping features without any observed value: {names.tolist()}; "
-                "keep_empty_features=True keeps them.",
-                UserWarning,
-                stacklevel=7,
+                "keep_empty_features=True keeps them."
             )
 
     def _with_nan(self, X: Floats) -> Floats:
         """``X`` with NaN at missing cells; a copy only where ``missing_values`` is a number."""
         if is_scalar_nan(self.missing_values):
             return X
-        return np.where(self.missing_values == X, np.asarray(np.nan, dtype=X.dtype), X)
+        return np.where(float(self.missing_values) == X, np.asarray(np.nan, dtype=X.dtype), X)
 
     def _filled(self, rows: Floats, missing: Bools, complete: RowCompleter) -> Floats:
         """All features of a block, complete: empty features are 0, the others imputed."""
@@ -219,9 +223,9 @@ class Imputer(TransformerMixin, BaseEstimator):
     def _output_array(self, X: Floats, out: Floats | None, n_columns: int) -> Floats:
         if out is None:
             return np.empty((len(X), n_columns), dtype=X.dtype)
-        if np.shape(out) != (len(X), n_columns) or not np.issubdtype(out.dtype, np.floating):
-            raise ValueError(
-                f"out must be a floating array of shape {(len(X), n_columns)}, "
-                f"got shape {np.shape(out)} and dtype {getattr(out, 'dtype', type(out))}."
-            )
+        shape = (len(X), n_columns)
+        if not isinstance(out, np.ndarray) or out.shape != shape:
+            raise ValueError(f"out must be an array of shape {shape}, got {np.shape(out)}.")
+        if not (np.issubdtype(out.dtype, np.floating) and np.can_cast(X.dtype, out.dtype)):
+            raise ValueError(f"out must be a floating array that holds {X.dtype}: {out.dtype}.")
         return out

@@ -5,6 +5,7 @@ truth is unknown (NaN in X_true) do not count.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -193,13 +194,19 @@ def interval_coverage(
         True where observed.
     level : float in (0, 1), default=0.9
         Nominal coverage of the interval of the draws. A quantile p is the (K + 1) p-th of the
-        K sorted draws, interpolated: draws exchangeable with the truth are then covered at the
-        nominal level for any K. Not for bounds.
+        K sorted draws, interpolated: a truth exchangeable with the draws is then covered at the
+        nominal level, if K is at least ``2 / (1 - level) - 1``, 19 for 0.9. Fewer draws cannot
+        span the interval and cover less. Not for bounds.
 
     Returns
     -------
     coverage : float
         In [0, 1].
+
+    Warns
+    -----
+    UserWarning
+        If there are too few draws for the level.
 
     Examples
     --------
@@ -214,8 +221,14 @@ def interval_coverage(
         lower, upper = (_at(missing, bound, "draws, a tuple of bounds,") for bound in draws)
     else:
         tail = (1 - check_fraction("level", 0.9 if level is None else level)) / 2
-        quantiles = [tail, 1 - tail]
-        lower, upper = np.quantile(_draws_at(missing, draws), quantiles, axis=0, method="weibull")
+        sample = _draws_at(missing, draws)
+        if (len(sample) + 1) * tail < 1 - 1e-9:
+            warnings.warn(
+                f"{len(sample)} draws are too few for a level of {1 - 2 * tail:.3g}: their range "
+                f"covers {(len(sample) - 1) / (len(sample) + 1):.3g}.",
+                stacklevel=2,
+            )
+        lower, upper = np.quantile(sample, [tail, 1 - tail], axis=0, method="weibull")
     return float(np.mean((lower <= truth[missing]) & (truth[missing] <= upper)))
 
 

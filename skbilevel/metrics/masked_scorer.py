@@ -5,6 +5,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from skbilevel.amputation import as_type_of, check_numbers
@@ -16,14 +17,17 @@ def make_masked_scorer(
     fraction: float = 0.2,
     n_repeats: int = 1,
     metric: str = "rmse",
+    scale: ArrayLike | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> "MaskedScorer":
     """Scorer of imputers that hides observed cells of X and needs neither y nor the truth.
 
     Pass it as ``scoring`` to ``GridSearchCV`` or ``cross_val_score``, for an imputer or a Pipeline
-    of transformers. The truth of a hidden cell is what ``transform`` gives when it is not hidden:
-    its value for an imputer, its rescaled value after a scaler. Columns are matched by feature
-    names: extra columns (indicators) are ignored, and cells of dropped columns do not count.
+    of transformers that mark missing cells by NaN (a ``ColumnTransformer`` needs
+    ``verbose_feature_names_out=False``, so that its columns keep their names). The truth of a
+    hidden cell is what ``transform`` gives when it is not hidden: its value for an imputer, its
+    rescaled value after a scaler. Columns are matched by feature names: extra columns
+    (indicators) are ignored, and cells of dropped columns do not count.
 
     Parameters
     ----------
@@ -34,6 +38,9 @@ def make_masked_scorer(
     metric : {"rmse", "mae"}, default="rmse"
         Error over the hidden cells, in standard deviations (``ddof=0``) of the observed cells of
         their column of ``transform(X)``; 1 for a constant column.
+    scale : array-like of shape (n_features,), default=None
+        Units to use instead of those deviations, for example of the whole table: in small or
+        sorted folds a column can hardly vary, and would then decide the score.
     random_state : int, RandomState instance or None, default=None
         The cells depend on it and on which cells of X are observed only: all candidates of a
         search are scored on the same ones. None and an instance give a seed once, here.
@@ -63,7 +70,10 @@ def make_masked_scorer(
         raise ValueError(f"metric must be one of {list(ERRORS)}, got {metric!r}")
     rng = check_random_state(random_state)
     seed = random_state if isinstance(random_state, Integral) else rng.randint(2**31 - 1)
-    return MaskedScorer(float(fraction), int(n_repeats), metric, int(seed))
+    units = None if scale is None else tuple(np.asarray(scale, dtype=float).tolist())
+    if units is not None and not all(0 < unit < np.inf for unit in units):
+        raise ValueError(f"scale must be positive, got {scale!r}")
+    return MaskedScorer(float(fraction), int(n_repeats), metric, int(seed), units)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class MaskedScorer:
     n_repeats: int
     metric: str
     seed: int
+    scale: tuple[float, ...] | None = None
 
     def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
         """Score a fitted transformer on X; y is not used."""
@@ -81,7 +92,9 @@ class MaskedScorer:
         rng = check_random_state(self.seed)
         truth = _transformed(estimator, X, values.shape[1])
         truth[np.isnan(values)] = np.nan
-        unit = deviations(truth)
+        unit = deviations(truth) if self.scale is None else np.array(self.scale)
+        if unit.shape != (values.shape[1],):
+            raise ValueError(f"scale must have one unit for each of {values.shape[1]} columns")
         errors = []
         for _ in range(self.n_repeats):
             hidden = _hidden_cells(~np.isnan(values), self.fraction, rng)

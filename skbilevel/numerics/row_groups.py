@@ -133,7 +133,9 @@ def row_block(X: np.ndarray, location: np.ndarray, scale: np.ndarray) -> RowBloc
     """
     missing = np.isnan(X)
     counts = missing @ np.ones(X.shape[1], dtype=np.float32)
-    order = np.argsort(counts.astype(np.uint16), kind="stable")
+    # 16 bits are sorted by radix.
+    counts = counts.astype(np.uint16 if X.shape[1] < 2**16 else np.int64)
+    order = np.argsort(counts, kind="stable")
     cells = np.flatnonzero(missing[order])
     values = X[order].astype(np.float64, copy=False)
     values -= location

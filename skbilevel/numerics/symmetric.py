@@ -17,4 +17,5 @@ def symmetric_log(matrix: Tensor) -> Tensor:
 def symmetric_exp(matrix: Tensor) -> Tensor:
     """V exp(l) V' of a symmetric matrix V l V'; the inverse of `symmetric_log`."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.exp()) @ vectors.T
+    product = (vectors * values.exp()) @ vectors.T
+    return (product + product.T) / 2

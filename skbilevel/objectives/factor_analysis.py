@@ -161,6 +161,15 @@ class FactorFamily:
         noise /= sums.n_observed + self.shrinkage
         return FactorParameters(coefficients[:, -1], coefficients[:, :-1], noise.log())
 
+    def complete_log_likelihood(self, sums: FactorMoments, model: FactorModel) -> float:
+        """-1/2 sum_j (n_j log psi_j + E[sum (x_j - (w_j, mu_j)' t)^2] / psi_j)."""
+        parameters, size = model.parameters, self.n_factors + 1
+        coefficients = torch.column_stack([parameters.loadings, parameters.location])
+        design = (sums.design.view(-1, size, size) @ coefficients.unsqueeze(2)).squeeze(2)
+        squares = sums.square + (coefficients * (design - 2 * sums.cross)).sum(1)
+        scaled = squares * (-parameters.log_noise).exp()
+        return float(-0.5 * (sums.n_observed @ parameters.log_noise + scaled.sum()))
+
     def pack(self, parameters: FactorParameters) -> Tensor:
         """mu, W and log psi."""
         return pack(parameters)

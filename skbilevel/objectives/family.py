@@ -67,6 +67,10 @@ class Family(Protocol):
     def maximisation(self, sums: Any) -> Any:
         """M-step: parameters from the sums over all rows."""
 
+    def complete_log_likelihood(self, sums: Any, model: Any) -> float:
+        """Expected log-likelihood of complete rows, up to a constant: with `log_prior`, what the
+        M-step maximises; in nats."""
+
     def pack(self, parameters: Any) -> Tensor:
         """A flat vector of free coordinates, in which EM is extrapolated."""
 

@@ -32,6 +32,7 @@ with Missing Data, chapter 11. The M-step has an inverse-Wishart prior whose mod
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ from skbilevel.numerics.masked_inverse import (
 from skbilevel.numerics.pattern_sums import PatternSums
 from skbilevel.numerics.row_groups import RowGroup
 from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
-from skbilevel.objectives.family import Pairwise, pack, unpack
+from skbilevel.objectives.family import Pairwise, add, pack, unpack
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -178,6 +179,18 @@ def about_zero(
     return first + weight * location, second
 
 
+def about_location(weight: Tensor, first: Tensor, second: Tensor, location: Tensor) -> Tensor:
+    """Weighted sum of E[(x - mu) (x - mu)'] from those of x and x x'; (d, d)."""
+    cross = torch.outer(first, location)
+    return second - cross - cross.T + weight * torch.outer(location, location)
+
+
+def gaussian_term(n_rows: Tensor, scatter: Tensor, model: Precision) -> float:
+    """-1/2 (n log det S + tr P scatter)."""
+    trace = (model.matrix * scatter).sum()
+    return float(-0.5 * (n_rows * model.log_det_covariance + trace))
+
+
 def pattern_moments(patterns: PatternSums, model: Precision) -> Moments:
     """The E-step from sums by pattern: e = T e~ with T = diag(o) - C P diag(o), eq. (1)."""
     n_rows, observed, location = patterns.n_rows, patterns.observed, model.location
@@ -238,7 +251,7 @@ class NormalFamily:
 
     def pattern_expectation(self, patterns: PatternSums, model: Precision) -> Moments:
         """`expectation` of all rows from their sums by pattern."""
-        return pattern_moments(patterns, model)
+        return reduce(add, (pattern_moments(chunk, model) for chunk in patterns.chunks()))
 
     def maximisation(self, sums: Moments) -> NormalParameters:
         """Eq. (4)."""
@@ -247,6 +260,11 @@ class NormalFamily:
         scatter.diagonal().add_(self.shrinkage)
         covariance = scatter / (sums.n_rows + self.shrinkage)
         return NormalParameters(location, (covariance + covariance.T) / 2)
+
+    def complete_log_likelihood(self, sums: Moments, model: Precision) -> float:
+        """-1/2 (n log det S + tr P E[sum e e']), whose maximum with the prior is eq. (4)."""
+        scatter = about_location(sums.n_rows, sums.first, sums.second, model.location)
+        return gaussian_term(sums.n_rows, scatter, model)
 
     def pack(self, parameters: NormalParameters) -> Tensor:
         """mu and log S: any vector is feasible, and permuting columns permutes coordinates."""

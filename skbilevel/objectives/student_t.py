@@ -40,8 +40,10 @@ from skbilevel.objectives.family import Pairwise, pack, unpack
 from skbilevel.objectives.normal import (
     NormalParameters,
     Precision,
+    about_location,
     completed,
     condition,
+    gaussian_term,
     log_prior,
     precision,
     scatter_sums,
@@ -164,6 +166,14 @@ class StudentFamily:
             (covariance + covariance.T) / 2,
             torch.tensor(math.log(degrees), dtype=torch.float64),
         )
+
+    def complete_log_likelihood(self, sums: StudentMoments, model: StudentModel) -> float:
+        """That of x given u and of u, whose maximum with the prior is eqs. (3) and (4)."""
+        normal, half = model.precision, model.degrees / 2
+        scatter = about_location(sums.weight, sums.first, sums.second, normal.location)
+        per_row = half * math.log(half) - math.lgamma(half)
+        of_weights = float(sums.n_rows) * per_row + half * float(sums.log_weight_excess)
+        return gaussian_term(sums.n_rows, scatter, normal) + of_weights
 
     def pack(self, parameters: StudentParameters) -> Tensor:
         """mu, log S and log nu."""

@@ -37,12 +37,16 @@ class Evaluation(NamedTuple):
         Other quantities at theta that the history keeps.
     sums : Any
         What the M-step made the image of.
+    ascent : float
+        A lower bound on how far the objective rises from theta to g(theta): the rise of the
+        expected complete log-likelihood, which costs no pass over the data.
     """
 
     objective: float
     image: Tensor
     monitored: dict[str, float]
     sums: Any = None
+    ascent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def accelerated_em(
     max_iter : int
         Most EM iterations; rejected candidates are not counted.
     tol : float
-        Stop when the objective rises by less than this.
+        Stop when the objective rises by less than this, and so does the bound on its next rise.
     window : int, default=5
         Number of differences that the extrapolation uses; 0 is plain EM.
     on_step : callable, optional
@@ -111,7 +115,8 @@ def accelerated_em(
             converged = fall <= _ROUNDING * (1 + abs(path[-1].objective))
             break
         past.append((theta, evaluated.image))
-        converged = evaluated.objective - path[-1].objective < tol
+        # An extrapolated step can rise little where the next EM step would rise far.
+        converged = max(evaluated.objective - path[-1].objective, evaluated.ascent) < tol
         path.append(evaluated)
         if on_step is not None and on_step(evaluated.image):
             break
@@ -157,7 +162,8 @@ def extrapolate(past: Past) -> Tensor:
 def stepwise_weight(n_seen: float, n_batch: float, exponent: float = 0.6) -> float:
     """Weight of a new batch, (1 + n_seen / n_batch)^-exponent.
 
-    With batches of one size this is the (t + 2)^-exponent of Cappe and Moulines for the t-th
-    update; counted in rows it also holds for batches of unequal size.
+    With batches of one size this is the (t + 2)^-exponent of Cappe and Moulines for update
+    t = 0, 1, ... after a first batch that was fitted; counted in rows it also holds for batches
+    of unequal size.
     """
     return float((1.0 + n_seen / n_batch) ** -exponent)

@@ -19,6 +19,8 @@ from skbilevel.objectives.family import (
     pairwise_sums,
     unpack,
 )
+from skbilevel.objectives.normal import NormalFamily
+from skbilevel.objectives.student_t import StudentFamily
 from tests.problems import symmetric_matrix
 
 
@@ -147,3 +149,66 @@ def test_a_family_is_rebuilt_from_its_hyper_parameters():
     family = FactorFamily(shrinkage=0.5, n_factors=3)
     assert hyper_parameters(family) == {"shrinkage": 0.5, "n_factors": 3}
     assert FactorFamily(**hyper_parameters(family)) == family
+
+
+@pytest.mark.parametrize(
+    "family",
+    [NormalFamily(0.7), StudentFamily(0.7), FactorFamily(shrinkage=0.7, n_factors=2)],
+    ids=lambda family: type(family).__name__,
+)
+def test_m_step_maximises_the_expected_complete_log_likelihood_and_the_prior(family):
+    """The gradient in free coordinates vanishes at the M-step, and every other point is lower."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 4)) @ rng.standard_normal((4, 4))
+    X[rng.random(X.shape) < 0.3] = np.nan
+    groups = [g for g in row_block(X, np.zeros(4), np.ones(4)).groups if g.n_missing < 4]
+    start = family.start(reduce(add, map(pairwise_sums, groups)))
+    model = family.model(start)
+    sums = reduce(add, (family.expectation(group, model) for group in groups))
+    best = family.maximisation(sums)
+
+    def value(theta):
+        at = family.model(family.unpack(theta, best))
+        return family.complete_log_likelihood(sums, at) + family.log_prior(at)
+
+    center = family.pack(best)
+    highest = value(center)
+    if not isinstance(family, FactorFamily):
+        # Symmetrised directions: log S stays symmetric.
+        matrix = slice(4, 20)
+    for _ in range(20):
+        direction = torch.from_numpy(rng.standard_normal(len(center)))
+        if not isinstance(family, FactorFamily):
+            square = direction[matrix].view(4, 4)
+            direction[matrix] = (square + square.T).reshape(-1)
+        rises = [value(center + sign * 1e-4 * direction) - highest for sign in (1, -1)]
+        assert max(rises) < 0
+        assert abs(rises[0] - rises[1]) < 1e-2 * abs(rises[0] + rises[1])
+    assert value(family.pack(start)) < highest
+
+
+@pytest.mark.parametrize(
+    "family",
+    [NormalFamily(0.7), StudentFamily(0.7), FactorFamily(shrinkage=0.7, n_factors=2)],
+    ids=lambda family: type(family).__name__,
+)
+def test_rise_of_the_expected_log_likelihood_bounds_that_of_the_likelihood(family):
+    """Jensen: the observed likelihood rises at least as far as its surrogate."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((60, 4)) @ rng.standard_normal((4, 4))
+    X[rng.random(X.shape) < 0.3] = np.nan
+    groups = [g for g in row_block(X, np.zeros(4), np.ones(4)).groups if g.n_missing < 4]
+    model = family.model(family.start(reduce(add, map(pairwise_sums, groups))))
+    for _ in range(4):
+        sums = reduce(add, (family.expectation(group, model) for group in groups))
+        after = family.model(family.maximisation(sums))
+        sums_after = reduce(add, (family.expectation(group, after) for group in groups))
+        prior = family.log_prior(after) - family.log_prior(model)
+        surrogate = (
+            family.complete_log_likelihood(sums, after)
+            - family.complete_log_likelihood(sums, model)
+            + prior
+        )
+        rise = float(sums_after.log_likelihood - sums.log_likelihood) + prior
+        assert 0 < surrogate <= rise
+        model = after

@@ -307,3 +307,15 @@ def test_with_exponent_one_the_weight_is_the_share_of_the_rows():
     """Stepwise EM then sums all rows equally, whatever the sizes of the batches."""
     assert stepwise_weight(30, 10, exponent=1.0) == 10 / 40
     assert stepwise_weight(5, 20, exponent=1.0) == 20 / 25
+
+
+def test_a_small_rise_is_no_convergence_where_the_next_step_is_bound_to_rise():
+    """The first rises are 1e-4; the bound on the next one keeps the loop alive until it falls."""
+    bounds = iter([1.0, 1.0, 1.0, 0.0, 0.0])
+
+    def step(theta):
+        return Evaluation(1e-4 * float(theta[0]), theta + 1, {}, None, next(bounds))
+
+    result = accelerated_em(step, torch.zeros(1), max_iter=50, tol=1e-3, window=0)
+    assert result.converged
+    assert result.n_iter == 3
