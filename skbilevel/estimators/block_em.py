@@ -26,7 +26,7 @@ GroupSums = Callable[[RowGroup], Any]
 def total(rows: StandardizedRows, sums: GroupSums, n_jobs: int | None = None) -> Any:
     """Add the NamedTuples ``sums(group)`` over all rows with an observed cell, if any."""
     with single_thread():
-        blocks = Parallel(n_jobs=n_jobs, prefer="threads")(
+        blocks = Parallel(n_jobs=n_jobs, require="sharedmem")(
             delayed(_block_total)(rows, index, sums) for index in range(len(rows))
         )
     informative = [block for block in blocks if block is not None]

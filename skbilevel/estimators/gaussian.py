@@ -256,6 +256,7 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         if not hasattr(self, "location_"):
             return self._fit_first_batch(X)
         X = self._with_nan(self._validate_incomplete(X, reset=False))
+        self._refuse_overflow(X)
         rows = StandardizedRows(X[:, ~self.empty_features_], self._center, self._scale)
         family, model = self._distribution()
         batch = total(rows, lambda group: family.expectation(group, model), self.n_jobs)
@@ -272,6 +273,16 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         self._sums = as_arrays(sums)
         self.n_samples_seen_ = int(n_seen + n_batch)
         return self
+
+    def _refuse_overflow(self, X: Floats) -> None:
+        fitted = np.flatnonzero(~self.empty_features_)
+        with np.errstate(over="ignore"):
+            squares = np.nansum(((X[:, fitted] - self._center) / self._scale) ** 2, axis=0)
+        if not np.isfinite(squares).all():
+            raise ValueError(
+                f"Columns {fitted[~np.isfinite(squares)].tolist()} hold values whose squares are "
+                "too large for float64; rescale them."
+            )
 
     def _fit_first_batch(self, X: ArrayLike) -> Self:
         self.fit(X)

@@ -544,6 +544,17 @@ def test_float16_is_imputed_as_float64():
     assert GaussianImputer().fit_transform(X.astype(np.float16)).dtype == np.float64
 
 
+def test_batch_whose_squares_overflow_is_refused_and_changes_nothing():
+    _, X = incomplete()
+    imputer = GaussianImputer().fit(X)
+    before = imputer.transform(X)
+    batch = X[:20].copy()
+    batch[0, 3] = 1e200
+    with pytest.raises(ValueError, match=r"Columns \[3\] hold values whose squares"):
+        imputer.partial_fit(batch)
+    assert_array_equal(imputer.transform(X), before)
+
+
 def test_batch_without_a_value_changes_nothing():
     _, X = incomplete()
     imputer = GaussianImputer().fit(X)
