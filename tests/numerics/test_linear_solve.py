@@ -316,3 +316,12 @@ def test_positive_definite_systems_are_solved(n, condition, scale, seed):
     error = np.linalg.norm(solve.value.numpy() - exact(matrix, b))
     # |x - x*| <= |A^-1| |b - A x|, and the direct solver errs too.
     assert error <= 1.01 * solve.residual_norm / eigenvalues[0] + 1e-9 * float(solve.value.norm())
+
+
+@pytest.mark.parametrize(("n", "condition"), [(50, 1e3), (20, 1e6)])
+def test_moderately_conditioned_systems_converge_at_the_defaults(n, condition):
+    A = torch.from_numpy(symmetric_matrix(np.geomspace(1, condition, n), 0))
+    expected = torch.from_numpy(np.random.default_rng(0).normal(size=n))
+    result = conjugate_gradient(lambda v: A @ v, A @ expected)
+    assert result.converged
+    assert result.residual_norm <= 1.5e-8 * torch.linalg.vector_norm(A @ expected)
