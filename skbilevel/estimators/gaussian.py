@@ -73,7 +73,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         Most iterations of expectation maximisation.
     tol : float, default=1e-3
         Stop when an iteration raises the penalised log-likelihood per row by less than this, in
-        nats. The default suffices for imputation; 1e-6 suits inference on the parameters.
+        nats: a bound on a step, not on the distance to the optimum, which can be many times as
+        large where much is missing. 1e-6 suits inference on the parameters.
     missing_values : int or float, default=numpy.nan
         The value that marks a missing cell.
     add_indicator : bool, default=False

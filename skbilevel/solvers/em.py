@@ -85,6 +85,7 @@ def accelerated_em(
         Most EM iterations; rejected candidates are not counted.
     tol : float
         Stop when the objective rises by less than this, and so does the bound on its next rise.
+        It bounds a step, not the distance to the optimum, which can be many times as large.
     window : int, default=5
         Number of differences that the extrapolation uses; 0 is plain EM.
     on_step : callable, optional
