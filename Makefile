@@ -8,6 +8,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 export OMP_WAIT_POLICY := passive
 export MPLBACKEND := agg
+# `make bench DATA_DIR=folder` adds the tables that no package carries.
+DATA := $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 EXAMPLES := $(sort $(wildcard examples/plot_*.py))
 
 .PHONY: demo test test-slow check docs bench clean
@@ -35,7 +37,8 @@ docs: $(VENV)/.docs
 	$(ONE_THREAD) SKBILEVEL_QUICK=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/.bench
-	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench_gaussian.py
+	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench_contract.py
+	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench_gaussian.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist results docs/_build docs/gallery docs/api/generated

@@ -9,20 +9,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# Where each public name lives; __init__.pyi repeats the names for type checkers.
 _ESTIMATORS = {
     "GaussianImputer": "skbilevel.estimators.gaussian",
 }
 _MODULES = ("amputation", "datasets", "io", "metrics", "testing")
 
-__all__ = [
-    "GaussianImputer",
-    "__version__",
-    "amputation",
-    "datasets",
-    "io",
-    "metrics",
-    "testing",
-]
+__all__ = ["__version__", *_ESTIMATORS, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

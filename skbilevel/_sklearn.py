@@ -84,43 +84,37 @@ class FitLoop:
         The estimator being fitted.
     X : array-like
         What it is fitted on.
-    max_iter : int
-        Most iterations of the loop.
-    fitted_attributes : callable
-        ``fitted_attributes(state) -> dict``: the fitted attributes if the loop ended with
-        ``state``; called only if a callback asks for a fitted estimator.
+    max_steps : int
+        Most calls of `step`.
+
+    Attributes
+    ----------
+    stopped : bool
+        Whether a callback has asked to stop, at any step.
     """
 
-    def __init__(
-        self,
-        estimator: Any,
-        X: Any,
-        max_iter: int,
-        fitted_attributes: Callable[[Any], dict[str, Any]],
-    ):
+    def __init__(self, estimator: Any, X: Any, max_steps: int):
         self._estimator, self._X = estimator, X
-        self._fitted_attributes = fitted_attributes
-        self._context = estimator._init_callback_context(max_subtasks=max_iter)
+        self._context = estimator._init_callback_context(max_subtasks=max_steps)
         self._context.call_on_fit_task_begin(estimator=estimator, X=X)
-        self._last_state: Any = None
         self.stopped = False
 
-    def step(self, state: Any) -> bool:
-        """Report one iteration that ended in ``state``; True if a callback asks to stop."""
-        self._last_state = state
-        task = self._context.subcontext(task_name="iteration")
+    def step(self, attributes: Callable[[], dict[str, Any]], task_name: str = "iteration") -> bool:
+        """Report one iteration; True if a callback asks to stop, or has asked before.
+
+        ``attributes()`` are all fitted attributes if the fit ended here; it is called only if a
+        callback asks for a fitted estimator.
+        """
+        task = self._context.subcontext(task_name=task_name)
         task.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
-        self.stopped = self._end(task)
+        self.stopped |= self._end(task, attributes)
         return self.stopped
 
-    def end(self) -> None:
+    def end(self, attributes: dict[str, Any]) -> None:
         """Report that the fit is over."""
-        self._end(self._context)
+        self._end(self._context, attributes)
 
-    def _end(self, context: Any) -> bool:
-        state = self._last_state
+    def _end(self, context: Any, attributes: Any) -> bool:
         return context.call_on_fit_task_end(
-            estimator=self._estimator,
-            X=self._X,
-            reconstruction_attributes=lambda: self._fitted_attributes(state),
+            estimator=self._estimator, X=self._X, reconstruction_attributes=attributes
         )

@@ -4,8 +4,13 @@ The fitted state of every estimator is NumPy arrays and plain Python, which skop
 running code on load. Needs the extra ``io``.
 """
 
+import warnings
 from os import PathLike
+from types import ModuleType
 from typing import Any
+from zipfile import ZipFile
+
+import skbilevel
 
 __all__ = ["TRUSTED_TYPES", "load", "save"]
 
@@ -14,10 +19,15 @@ TRUSTED_TYPES = (
     "skbilevel.estimators.gaussian.GaussianImputer",
     "skbilevel.metrics.masked_scorer.MaskedScorer",
 )
+# A file of skops is a zip archive; it ignores members that it does not know.
+_VERSION_MEMBER = "skbilevel_version"
 
 
 def save(estimator: Any, path: str | PathLike[str]) -> None:
     """Write an estimator, or a Pipeline that holds some, to a file.
+
+    The version of skbilevel is written beside the estimator, once for the whole file. Other
+    readers of skops files ignore it.
 
     Parameters
     ----------
@@ -25,10 +35,25 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
         Fitted or not.
     path : path-like
         File to write.
-    """
-    import skops.io  # noqa: PLC0415
 
-    skops.io.dump(estimator, path)
+    Raises
+    ------
+    ImportError
+        If skops is not installed; it comes with the extra ``io``.
+
+    Examples
+    --------
+    >>> import tempfile, os
+    >>> from skbilevel import GaussianImputer, io
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "imputer.skops")
+    ...     io.save(GaussianImputer(robust=True), path)
+    ...     io.load(path)
+    GaussianImputer(robust=True)
+    """
+    _skops_io().dump(estimator, path)
+    with ZipFile(path, "a") as archive:
+        archive.writestr(_VERSION_MEMBER, skbilevel.__version__)
 
 
 def load(path: str | PathLike[str], trusted: tuple[str, ...] = ()) -> Any:
@@ -46,8 +71,18 @@ def load(path: str | PathLike[str], trusted: tuple[str, ...] = ()) -> Any:
     -------
     estimator
 
+    Warns
+    -----
+    UserWarning
+        If another version of skbilevel saved the file: its attributes can mean something else in
+        this one, so that results can differ. A file that skops wrote without `save` bears no
+        version and is read without this warning. The estimators of scikit-learn in a file bear
+        their own version, and warn by themselves.
+
     Raises
     ------
+    ImportError
+        If skops is not installed; it comes with the extra ``io``.
     skops.io.exceptions.UntrustedTypesFoundException
         If the file holds a type that is neither of this package nor in ``trusted``.
 
@@ -64,6 +99,30 @@ def load(path: str | PathLike[str], trusted: tuple[str, ...] = ()) -> Any:
     >>> bool((loaded.transform(X) == imputer.transform(X)).all())
     True
     """
-    import skops.io  # noqa: PLC0415
+    skops_io = _skops_io()
+    saved_by = _saved_version(path)
+    if saved_by not in (None, skbilevel.__version__):
+        warnings.warn(
+            f"The file was saved by skbilevel {saved_by} and is read by {skbilevel.__version__}: "
+            "results can differ, or loading can fail. Fit and save again, or install that "
+            "version.",
+            stacklevel=2,
+        )
+    return skops_io.load(path, trusted=[*TRUSTED_TYPES, *trusted])
 
-    return skops.io.load(path, trusted=[*TRUSTED_TYPES, *trusted])
+
+def _skops_io() -> ModuleType:
+    try:
+        import skops.io  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            'skbilevel.io needs skops, which is not installed: pip install "skbilevel[io]"'
+        ) from error
+    return skops.io
+
+
+def _saved_version(path: str | PathLike[str]) -> str | None:
+    with ZipFile(path) as archive:
+        if _VERSION_MEMBER not in archive.namelist():
+            return None
+        return archive.read(_VERSION_MEMBER).decode()

@@ -25,6 +25,22 @@ def central_differences(f: Callable[[Array], float], x: Array, step: float = 1e-
     return np.array([(f(x + move) - f(x - move)) / (2 * step) for move in moves])
 
 
+def assert_is_maximum(
+    value: Callable[..., float], *at: Array, tol: float = 1e-6, seed: int = 1, step: float = 1e-4
+) -> None:
+    """Along random directions `value` is concave at `at`, and its Newton step is below `tol`."""
+    rng, best = np.random.default_rng(seed), value(*at)
+    for _ in range(4):
+        directions = [rng.normal(size=part.shape) for part in at]
+        up, down = (
+            value(*(part + t * move for part, move in zip(at, directions, strict=True)))
+            for t in (step, -step)
+        )
+        slope, curvature = (up - down) / (2 * step), (up - 2 * best + down) / step**2
+        assert curvature < 0
+        assert abs(slope / curvature) < tol
+
+
 def symmetric_matrix(eigenvalues: Array, seed: int = 0) -> Array:
     """A symmetric matrix with these eigenvalues and random eigenvectors."""
     n = len(eigenvalues)

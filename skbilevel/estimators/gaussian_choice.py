@@ -5,23 +5,25 @@ hidden cells best.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from skbilevel.estimators.block_em import completed_rows, maximum_likelihood, pairwise_start
+from skbilevel.estimators.block_em import completed_rows, maximum_likelihood, pairwise_estimate
 from skbilevel.numerics.row_groups import StandardizedRows
 from skbilevel.objectives.factor_analysis import FactorFamily, FactorParameters
 from skbilevel.objectives.family import Family
 from skbilevel.objectives.normal import NormalFamily, NormalParameters
 from skbilevel.objectives.student_t import StudentFamily, StudentParameters
+from skbilevel.solvers.em import EMResult
 from skbilevel.solvers.path import best_along_path
 
 # Prior weight that keeps a covariance definite and changes no imputation where rows abound.
 _LEAST_SHRINKAGE = 1e-3
 _SHRINKAGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, _LEAST_SHRINKAGE)
 _N_FACTORS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90)
-_ROWS_PER_COLUMN = 10
+_CELLS_PER_COVARIANCE = 10
 _HELD_OUT = 0.1
 _FEWEST_HELD_OUT = 10
 # The order of candidates shows long before the slow ones among them converge.
@@ -50,45 +52,66 @@ class Settings(NamedTuple):
     robust: bool
     shrinkage: str | float
     n_factors: str | int
-    loop: dict[str, Any]
 
 
-class _Fit(NamedTuple):
+class Fit(NamedTuple):
+    """A family with what EM made of it, and the number of observed cells a column it saw."""
+
     family: Family
-    parameters: Any
+    result: EMResult
+    n_observed: np.ndarray
+
+
+def candidate_families(settings: Settings, X: np.ndarray) -> list[Family]:
+    """The families to choose from in the order of the path; only one if nothing is "auto".
+
+    ``X`` (n, d) has NaN at missing cells.
+    """
+    kind = (settings.covariance, settings.robust)
+    if kind not in KINDS:
+        raise ValueError("robust=True needs covariance='full', got covariance='factor'.")
+    candidates = _CANDIDATES[settings.covariance](settings, X)
+    return [KINDS[kind].family(**candidate) for candidate in candidates]
 
 
 def choose(
-    settings: Settings, X: np.ndarray, rows: StandardizedRows, rng: np.random.RandomState
+    families: list[Family],
+    X: np.ndarray,
+    rows: StandardizedRows,
+    rng: np.random.RandomState,
+    loop: dict[str, Any],
+    on_candidate: Callable[[Fit], bool],
 ) -> tuple[Family, Any]:
     """The family to fit to ``rows``, and the parameters to start from.
 
     Parameters
     ----------
-    settings : Settings
-        What the user asked for.
+    families : list of Family
+        Those of `candidate_families`.
     X : ndarray of shape (n, d)
         Training rows with NaN at missing cells.
     rows : StandardizedRows
         The same rows, standardised.
     rng : RandomState
-        Draws the held-out cells.
+        Draws the held-out cells, if there is a choice.
+    loop : dict
+        ``max_iter``, ``tol`` and ``n_jobs`` of `maximum_likelihood`.
+    on_candidate : callable
+        ``on_candidate(fit) -> stop`` after every candidate of the path.
 
     Returns
     -------
     family, parameters
         The latter belong to the best candidate on held-out cells, if there was a choice.
     """
-    kind = (settings.covariance, settings.robust)
-    if kind not in KINDS:
-        raise ValueError("robust=True needs covariance='full', got covariance='factor'.")
-    candidates = _CANDIDATES[settings.covariance](settings, *X.shape)
-    if len(candidates) > 1:
-        hidden = held_out_cells(X, rng)
-        if hidden.sum() >= _FEWEST_HELD_OUT:
-            return _best(KINDS[kind], candidates, settings.loop, X, hidden, rows)
-    family = KINDS[kind].family(**candidates[len(candidates) // 2])
-    return family, pairwise_start(family, rows)
+    if len(families) == 1:
+        return families[0], families[0].start(pairwise_estimate(rows, loop["n_jobs"]))
+    hidden = held_out_cells(X, rng)
+    if hidden.sum() < _FEWEST_HELD_OUT:
+        family = _untuned(families[0])
+        return family, family.start(pairwise_estimate(rows, loop["n_jobs"]))
+    fit = _best(families, loop, X, hidden, rows, on_candidate)
+    return fit.family, fit.result.inner
 
 
 def held_out_cells(X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
@@ -100,24 +123,25 @@ def held_out_cells(X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     return hidden
 
 
-def _shrinkage_candidates(settings: Settings, n_rows: int, n_columns: int) -> list[dict[str, Any]]:
+def _shrinkage_candidates(settings: Settings, X: np.ndarray) -> list[dict[str, Any]]:
     if settings.shrinkage != "auto":
         return [{"shrinkage": settings.shrinkage}]
-    if n_rows >= _ROWS_PER_COLUMN * n_columns:
+    # Observed cells count, not rows: a table of many rows can say little about a column.
+    n_observed = X.size - np.count_nonzero(np.isnan(X))
+    if n_observed >= _CELLS_PER_COVARIANCE * X.shape[1] ** 2:
         return [{"shrinkage": _LEAST_SHRINKAGE}]
     return [{"shrinkage": shrinkage} for shrinkage in _SHRINKAGES]
 
 
-def _factor_candidates(settings: Settings, n_rows: int, n_columns: int) -> list[dict[str, Any]]:
+def _factor_candidates(settings: Settings, X: np.ndarray) -> list[dict[str, Any]]:
     shrinkage = _LEAST_SHRINKAGE if settings.shrinkage == "auto" else settings.shrinkage
-    most = min(n_rows, n_columns)
     if settings.n_factors == "auto":
-        path = [q for q in _N_FACTORS if q < most] or [1]
+        path = [q for q in _N_FACTORS if q < min(X.shape)] or [1]
         return [{"shrinkage": shrinkage, "n_factors": q} for q in path]
-    if int(settings.n_factors) > n_columns:
+    if int(settings.n_factors) > X.shape[1]:
         raise ValueError(
             f"n_factors must be at most the number of columns with observed values, "
-            f"{n_columns}, got {settings.n_factors}."
+            f"{X.shape[1]}, got {settings.n_factors}."
         )
     return [{"shrinkage": shrinkage, "n_factors": int(settings.n_factors)}]
 
@@ -125,29 +149,37 @@ def _factor_candidates(settings: Settings, n_rows: int, n_columns: int) -> list[
 _CANDIDATES = {"full": _shrinkage_candidates, "factor": _factor_candidates}
 
 
+def _untuned(family: Family) -> Family:
+    """What to fit where too few cells can be held out: one row of prior, or one factor."""
+    if isinstance(family, FactorFamily):
+        return replace(family, n_factors=1)
+    return replace(family, shrinkage=1.0)  # type: ignore[type-var]
+
+
 def _best(
-    kind: Kind,
-    candidates: list[dict[str, Any]],
+    families: list[Family],
     loop: dict[str, Any],
     X: np.ndarray,
     hidden: np.ndarray,
     rows: StandardizedRows,
-) -> _Fit:
+    on_candidate: Callable[[Fit], bool],
+) -> Fit:
     masked = np.where(hidden, np.nan, X)
     visible = StandardizedRows(masked, rows.center, rows.scale)
+    n_observed = np.count_nonzero(~np.isnan(masked), axis=0)
+    estimate = pairwise_estimate(visible, loop["n_jobs"])
     short = {**loop, "max_iter": min(loop["max_iter"], _PATH_ITERATIONS)}
 
-    def solve(candidate: dict[str, Any], last: _Fit | None) -> _Fit:
-        family = kind.family(**candidate)
+    def solve(family: Family, last: Fit | None) -> Fit:
         # Along a path of shrinkage the last parameters are a warm start; the number of factors
         # changes their shape.
-        cold = last is None or "n_factors" in candidate
-        start = pairwise_start(family, visible) if cold else last.parameters  # type: ignore[union-attr]
-        return _Fit(family, maximum_likelihood(family, visible, start, **short).inner)
+        warm = last is not None and not isinstance(family, FactorFamily)
+        start = last.result.inner if warm else family.start(estimate)  # type: ignore[union-attr]
+        return Fit(family, maximum_likelihood(family, visible, start, **short), n_observed)
 
-    def error(fit: _Fit) -> float:
-        model = fit.family.model(fit.parameters)
+    def error(fit: Fit) -> float:
+        model = fit.family.model(fit.result.inner)
         completed = completed_rows(fit.family, model, masked, rows.center, rows.scale)
         return float(np.sqrt(np.mean((((completed - X) / rows.scale)[hidden]) ** 2)))
 
-    return best_along_path(candidates, solve, error)[1]
+    return best_along_path(families, solve, error, on_step=on_candidate)[1]

@@ -30,8 +30,8 @@ from skbilevel.numerics.threads import single_thread
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
-# (rows with NaN at missing cells, which rows of the block they are) -> complete rows
-RowCompleter = Callable[[Floats, Bools], Floats]
+# Rows (b, d) with NaN at missing cells -> complete rows (b, d).
+RowCompleter = Callable[[Floats], Floats]
 
 
 class Imputer(TransformerMixin, BaseEstimator):
@@ -81,9 +81,9 @@ class Imputer(TransformerMixin, BaseEstimator):
 
     @abstractmethod
     def _completer(self) -> RowCompleter:
-        """A function that completes rows (b, n_fitted), each by itself.
+        """A function that completes rows with the columns that are not empty, each by itself.
 
-        Its rows have the columns that are not empty; it is made once for a call of `transform`.
+        It is made once for a call of `transform`.
         """
 
     @single_thread()
@@ -160,7 +160,12 @@ class Imputer(TransformerMixin, BaseEstimator):
         )
 
     def _start_fit(self, X: ArrayLike) -> Floats:
-        """Validate the training data and find empty features; returns the kept columns."""
+        """Validate the training data and find empty features; returns the kept columns.
+
+        What an earlier fit has left is forgotten: callbacks copy the estimator as it is.
+        """
+        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
+            delattr(self, name)
         X = self._validate_incomplete(X, reset=True)
         observed = np.zeros(X.shape[1], dtype=np.int64)
         for block in row_blocks(X):
@@ -169,10 +174,16 @@ class Imputer(TransformerMixin, BaseEstimator):
             raise ValueError("X has no observed value: every cell is missing.")
         self.n_observed_, self.empty_features_ = observed, observed == 0
         self.indicator_ = self._fitted_indicator(X)
-        if self.empty_features_.any():
-            self._warn_dropped()
-            X = X[:, ~self.empty_features_]
-        return self._with_nan(X)
+        self._warn_dropped()
+        return self._fitted_columns(self._with_nan(X))
+
+    def _incomplete(self, X: ArrayLike) -> Floats:
+        """Validated rows with the columns that are not empty and NaN at missing cells."""
+        return self._fitted_columns(self._with_nan(self._validate_incomplete(X, reset=False)))
+
+    def _fitted_columns(self, X: Floats) -> Floats:
+        """The columns that are not empty; a copy only where some are."""
+        return X[:, ~self.empty_features_] if self.empty_features_.any() else X
 
     def _fitted_indicator(self, X: Floats) -> MissingIndicator | None:
         if not self.add_indicator:
@@ -184,12 +195,16 @@ class Imputer(TransformerMixin, BaseEstimator):
         return indicator
 
     def _warn_dropped(self) -> None:
-        if not self.keep_empty_features:
-            names = input_feature_names(self, None)[self.empty_features_]
+        if self.empty_features_.any() and not self.keep_empty_features:
+            names = self._names(self.empty_features_)
             warn_user(
-                f"Dropping features without any observed value: {names.tolist()}; "
+                f"Dropping features without any observed value: {names}; "
                 "keep_empty_features=True keeps them."
             )
+
+    def _names(self, features: Bools) -> list[str]:
+        """What messages call these input features."""
+        return input_feature_names(self, None)[features].tolist()
 
     def _with_nan(self, X: Floats) -> Floats:
         """``X`` with NaN at missing cells; a copy only where ``missing_values`` is a number."""
@@ -206,7 +221,7 @@ class Imputer(TransformerMixin, BaseEstimator):
         incomplete: Bools = np.any(missing[:, fitted], axis=1)
         if incomplete.any():
             full = filled[:, fitted]
-            full[incomplete] = complete(rows[:, fitted][incomplete], incomplete)
+            full[incomplete] = complete(rows[:, fitted][incomplete])
             filled[:, fitted] = np.where(missing[:, fitted], full, rows[:, fitted])
         return filled
 
@@ -224,8 +239,10 @@ class Imputer(TransformerMixin, BaseEstimator):
         if out is None:
             return np.empty((len(X), n_columns), dtype=X.dtype)
         shape = (len(X), n_columns)
-        if not isinstance(out, np.ndarray) or out.shape != shape:
-            raise ValueError(f"out must be an array of shape {shape}, got {np.shape(out)}.")
+        if not isinstance(out, np.ndarray):
+            raise ValueError(f"out must be a NumPy array, got {type(out).__name__}.")
+        if out.shape != shape:
+            raise ValueError(f"out must have shape {shape}, got {out.shape}.")
         if not (np.issubdtype(out.dtype, np.floating) and np.can_cast(X.dtype, out.dtype)):
             raise ValueError(f"out must be a floating array that holds {X.dtype}: {out.dtype}.")
         return out

@@ -74,19 +74,18 @@ def implicit_gradient(
     *,
     curvature: str | Curvature = "hessian",
     solve: Callable[[Operator, Tensor], LinearSolve] = conjugate_gradient,
-    damping: float = 0.0,
 ) -> Hypergradient:
     """Gradient of ``h(phi) = outer(theta*(phi), phi)`` at a solution theta of the inner problem.
 
     With A the curvature of the inner objective, as in Rajeswaran et al. (2019, arXiv
     1909.04630) but for any dependence on phi ::
 
-        (A + damping I) u = d_theta outer
+        A u      = d_theta outer
         direct   = d_phi outer
         implicit = - d_phi <d_theta inner, u>
 
-    It is exact if ``theta = theta*(phi)``, A is the Hessian and the damping is 0. The products
-    with the Hessian and the cross derivative share one graph.
+    It is exact if ``theta = theta*(phi)`` and A is the Hessian. The products with the Hessian and
+    the cross derivative share one graph.
 
     Parameters
     ----------
@@ -100,9 +99,6 @@ def implicit_gradient(
         objective.
     solve : callable, default=conjugate_gradient
         ``(operator, b) -> LinearSolve``; bind its options by ``functools.partial``.
-    damping : float, default=0.0
-        Added to the diagonal of A before the solve. If the inner objective has a ridge, A
-        contains it: leave this at 0.
 
     Returns
     -------
@@ -111,7 +107,7 @@ def implicit_gradient(
     outer_theta, direct = grad(problem.outer, theta, phi)
     graph = GradientGraph(problem.inner, theta, phi)
     operator = _named_curvature(curvature)(graph)
-    adjoint = solve(damped(operator, damping), outer_theta)
+    adjoint = solve(operator, outer_theta)
     return Hypergradient(direct, -graph.cross_vjp(adjoint.value), adjoint)
 
 

@@ -70,7 +70,7 @@ def masked_solve(precision: Tensor, missing: Tensor, rhs: Tensor) -> Tensor:
 def masked_cholesky(precision: Tensor, missing: Tensor) -> Tensor:
     """Lower Cholesky factors of P_mm; ``missing`` is (k, b), the result (b, k, k)."""
     size = missing.shape[0]
-    cells = _cells(missing.T, precision.shape[0])
+    cells = _cells(missing, precision.shape[0]).permute(2, 0, 1).reshape(-1)
     batch = torch.index_select(precision.reshape(-1), 0, cells).view(-1, size, size)
     return torch.linalg.cholesky(batch)
 
@@ -81,14 +81,14 @@ def embedded_sum(inverse: MaskedInverse, n_columns: int) -> Tensor:
     return total.scatter_add_(0, inverse.cells, inverse.entries).view(n_columns, n_columns)
 
 
-def _cells(columns: Tensor, n_columns: int) -> Tensor:
-    # (b, k) gives the flat positions of (b, k, k); (k, b) transposed gives those of (k, k, b).
-    return (columns.unsqueeze(2) * n_columns + columns.unsqueeze(1)).reshape(-1)
+def _cells(missing: Tensor, n_columns: int) -> Tensor:
+    """Flat positions in a (d, d) matrix of the entries of P_mm of each row; (k, k, b)."""
+    return missing.unsqueeze(1) * n_columns + missing.unsqueeze(0)
 
 
 def _swept_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
     size, n_rows = missing.shape
-    cells = (missing.unsqueeze(1) * precision.shape[0] + missing.unsqueeze(0)).view(-1)
+    cells = _cells(missing, precision.shape[0]).view(-1)
     table = torch.index_select(precision.reshape(-1), 0, cells).view(size, size, n_rows)
     pivots = _sweep(table)
     solution = table[0] * rhs[0]
@@ -122,5 +122,5 @@ def _factorised_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> Mask
     inverse = torch.cholesky_inverse(factor)
     solution = torch.bmm(inverse, rhs.T.unsqueeze(2)).squeeze(2).T
     log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-    cells = _cells(missing.T, precision.shape[0])
+    cells = _cells(missing, precision.shape[0]).permute(2, 0, 1).reshape(-1)
     return MaskedInverse(inverse.reshape(-1), cells, solution, log_det)

@@ -1,5 +1,7 @@
 """Location and scale of the observed cells of each column."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from skbilevel.numerics.row_groups import row_blocks
@@ -8,13 +10,17 @@ from skbilevel.numerics.row_groups import row_blocks
 _NORMAL_IQR = 1.3489795003921634
 
 
-def mean_and_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_deviation(
+    X: np.ndarray, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) of the observed cells of each column.
 
     Parameters
     ----------
     X : ndarray of shape (n, d)
         Rows with NaN at missing cells, at least one observed cell in every column.
+    names : sequence of str of length d, optional
+        What errors call the columns.
 
     Returns
     -------
@@ -35,13 +41,18 @@ def mean_and_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean = first + totals / counts
         for block in row_blocks(X):
             squares += np.nansum((X[block] - mean) ** 2, axis=0)
-    overflown = ~(np.isfinite(mean) & np.isfinite(squares))
-    if overflown.any():
-        raise ValueError(
-            f"Columns {np.flatnonzero(overflown).tolist()} hold values whose squares are too "
-            "large for float64; rescale them."
-        )
+    refuse_overflow(mean + squares, names)
     return mean, _no_zeros(np.sqrt(squares / counts), mean)
+
+
+def refuse_overflow(squares: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Raise a ValueError that names the columns whose sum of squares, (d,), is not finite."""
+    overflown = np.flatnonzero(~np.isfinite(squares))
+    if len(overflown):
+        columns = [j if names is None else str(names[j]) for j in overflown.tolist()]
+        raise ValueError(
+            f"Columns {columns} hold values whose squares are too large for float64; rescale them."
+        )
 
 
 def _first_observed(X: np.ndarray) -> np.ndarray:
@@ -60,13 +71,15 @@ def _first_observed(X: np.ndarray) -> np.ndarray:
     return first
 
 
-def median_and_quartile_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def median_and_quartile_deviation(
+    X: np.ndarray, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Median and IQR / 1.349 of the observed cells of each column.
 
     Where the quartiles agree the standard deviation takes the place of the latter. Shapes as in
     `mean_and_deviation`.
     """
-    _, deviation = mean_and_deviation(X)
+    _, deviation = mean_and_deviation(X, names)
     observed = (column[~np.isnan(column)] for column in X.T)
     lower, median, upper = np.transpose([np.percentile(x, (25, 50, 75)) for x in observed])
     spread = (upper - lower) / _NORMAL_IQR

@@ -42,6 +42,15 @@ class RowGroup:
         """Number k of missing cells in each row."""
         return self.missing.shape[0]
 
+    @property
+    def n_observed(self) -> int:
+        """Number of observed cells in each row."""
+        return self.values.shape[1] - self.n_missing
+
+    def count(self) -> Tensor:
+        """Number b of rows, as a sum that others are added to; shape ()."""
+        return torch.tensor(float(len(self.values)), dtype=self.values.dtype)
+
     def cells(self) -> Tensor:
         """Flat positions of the missing cells in ``values``; shape (k * b,)."""
         n_rows, n_columns = self.values.shape

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from skbilevel.numerics.row_groups import RowGroup
-from skbilevel.objectives.family import Pairwise, pack, unpack
-from skbilevel.objectives.normal import LOG_2PI
+from skbilevel.objectives.family import FirstEstimate, pack, unpack
+from skbilevel.objectives.normal import log_normal
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ class Factors:
     log_det: Tensor
 
 
+class FactorPredictive(NamedTuple):
+    """The factors given x_o of every row, and the parameters that make cells of them."""
+
+    factors: Factors
+    parameters: FactorParameters
+
+
 def posterior(group: RowGroup, model: FactorModel) -> Factors:
     """Eqs. (1) to (3) for the rows of a group."""
     observed, log_noise = group.observed(), model.parameters.log_noise
@@ -116,16 +123,15 @@ class FactorFamily:
     shrinkage: float
     n_factors: int
 
-    def start(self, pairwise: Pairwise) -> FactorParameters:
+    def start(self, estimate: FirstEstimate) -> FactorParameters:
         """Leading eigenvectors of the pairwise covariance above the mean of the other values."""
-        covariance = pairwise.covariance()
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = estimate.eigenvalues, estimate.eigenvectors
         leading, rest = values[-self.n_factors :], values[: -self.n_factors]
         level = rest.mean() if len(rest) else values[0] / 2
         loadings = vectors[:, -self.n_factors :] * (leading - level).clamp(min=1e-3).sqrt()
-        noise = (covariance.diagonal() - loadings.square().sum(1)).clamp(min=0.1)
-        means = pairwise.first.diagonal() / pairwise.n_rows.diagonal().clamp(min=1.0)
-        return FactorParameters(means, loadings, noise.log())
+        variances = vectors.square() @ values
+        noise = (variances - loadings.square().sum(1)).clamp(min=0.1)
+        return FactorParameters(estimate.mean, loadings, noise.log())
 
     def model(self, parameters: FactorParameters) -> FactorModel:
         """The products that eq. (1) sums over observed columns."""
@@ -142,12 +148,12 @@ class FactorFamily:
         outer = design.unsqueeze(2) * design.unsqueeze(1)
         outer[:, :-1, :-1] += torch.cholesky_inverse(given.root)
         return FactorMoments(
-            torch.tensor(float(len(design)), dtype=torch.float64),
+            group.count(),
             observed.sum(0),
             observed.T @ outer.flatten(1),
             group.values.T @ design,
             group.values.square().sum(0),
-            self._log_normal(group, given).sum(),
+            log_normal(group.n_observed, given.log_det, given.distance).sum(),
         )
 
     def maximisation(self, sums: FactorMoments) -> FactorParameters:
@@ -160,15 +166,6 @@ class FactorFamily:
         noise = (sums.square - explained).clamp(min=0.0) + self.shrinkage
         noise /= sums.n_observed + self.shrinkage
         return FactorParameters(coefficients[:, -1], coefficients[:, :-1], noise.log())
-
-    def complete_log_likelihood(self, sums: FactorMoments, model: FactorModel) -> float:
-        """-1/2 sum_j (n_j log psi_j + E[sum (x_j - (w_j, mu_j)' t)^2] / psi_j)."""
-        parameters, size = model.parameters, self.n_factors + 1
-        coefficients = torch.column_stack([parameters.loadings, parameters.location])
-        design = (sums.design.view(-1, size, size) @ coefficients.unsqueeze(2)).squeeze(2)
-        squares = sums.square + (coefficients * (design - 2 * sums.cross)).sum(1)
-        scaled = squares * (-parameters.log_noise).exp()
-        return float(-0.5 * (sums.n_observed @ parameters.log_noise + scaled.sum()))
 
     def pack(self, parameters: FactorParameters) -> Tensor:
         """mu, W and log psi."""
@@ -187,12 +184,8 @@ class FactorFamily:
 
     def log_density(self, group: RowGroup, model: FactorModel) -> Tensor:
         """log N(x_o; mu_o, S_oo) per row."""
-        return self._log_normal(group, posterior(group, model))
-
-    @staticmethod
-    def _log_normal(group: RowGroup, given: Factors) -> Tensor:
-        n_observed = group.values.shape[1] - group.n_missing
-        return -0.5 * (n_observed * LOG_2PI + given.log_det + given.distance)
+        given = posterior(group, model)
+        return log_normal(group.n_observed, given.log_det, given.distance)
 
     def completed(self, group: RowGroup, model: FactorModel) -> Tensor:
         """Rows with missing cells at mu + W z."""
@@ -203,12 +196,16 @@ class FactorFamily:
         """One normal a factor and one a cell."""
         return self.n_factors + n_columns
 
-    def drawn(self, group: RowGroup, model: FactorModel, noise: Tensor) -> Tensor:
+    def given(self, group: RowGroup, model: FactorModel) -> FactorPredictive:
+        """z given x_o of every row."""
+        return FactorPredictive(posterior(group, model), model.parameters)
+
+    def drawn(self, group: RowGroup, given: FactorPredictive, noise: Tensor) -> Tensor:
         """Rows with missing cells at mu + W z + psi^1/2 eta for a draw of z given x_o."""
-        given, parameters = posterior(group, model), model.parameters
+        factors, parameters = given.factors, given.parameters
         for_factors, for_cells = noise[:, : self.n_factors], noise[:, self.n_factors :]
         spread = torch.linalg.solve_triangular(
-            given.root.mT, for_factors.unsqueeze(2), upper=True
+            factors.root.mT, for_factors.unsqueeze(2), upper=True
         ).squeeze(2)
-        means = parameters.location + (given.factors + spread) @ parameters.loadings.T
+        means = parameters.location + (factors.factors + spread) @ parameters.loadings.T
         return fill(group, means + for_cells * (parameters.log_noise / 2).exp())

@@ -6,13 +6,14 @@ statistics a NamedTuple of sums over rows. A new family is a new file in this fo
 in ``KINDS`` of ``estimators/gaussian_choice.py``.
 """
 
-from dataclasses import asdict, fields
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from skbilevel.numerics.pattern_sums import PatternSums
 from skbilevel.numerics.row_groups import RowGroup
 
 Parameters = TypeVar("Parameters")
@@ -36,16 +37,41 @@ class Pairwise(NamedTuple):
     first: Tensor
     second: Tensor
 
-    def covariance(self, floor: float = 1e-2) -> Tensor:
-        """Pairwise covariance with its eigenvalues raised to ``floor`` times their mean.
 
-        A pair that is never observed together counts as uncorrelated.
-        """
-        n_rows = self.n_rows.clamp(min=1.0)
-        covariance = self.second / n_rows - (self.first / n_rows) * (self.first / n_rows).T
-        values, vectors = torch.linalg.eigh(covariance)
-        lowest = floor * values.mean().clamp(min=1e-6)
-        return (vectors * values.clamp(min=lowest)) @ vectors.T
+@dataclass(frozen=True)
+class FirstEstimate:
+    """Mean and covariance from pairwise observed rows, where EM starts.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (d,)
+        Means of the observed cells.
+    eigenvalues : Tensor of shape (d,)
+        Of the covariance, ascending; positive.
+    eigenvectors : Tensor of shape (d, d)
+        In columns.
+    """
+
+    mean: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance itself; (d, d)."""
+        return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+
+
+def first_estimate(sums: Pairwise, floor: float = 1e-2) -> FirstEstimate:
+    """Pairwise covariance with its eigenvalues raised to ``floor`` times their mean.
+
+    A pair that is never observed together counts as uncorrelated.
+    """
+    n_rows = sums.n_rows.clamp(min=1.0)
+    means = sums.first / n_rows
+    values, vectors = torch.linalg.eigh(sums.second / n_rows - means * means.T)
+    lowest = floor * values.mean().clamp(min=1e-6)
+    return FirstEstimate(means.diagonal(), values.clamp(min=lowest), vectors)
 
 
 class Family(Protocol):
@@ -55,7 +81,7 @@ class Family(Protocol):
     def shrinkage(self) -> float:
         """Weight of the prior, in rows."""
 
-    def start(self, pairwise: Pairwise) -> Any:
+    def start(self, estimate: FirstEstimate) -> Any:
         """First parameters of EM."""
 
     def model(self, parameters: Any) -> Any:
@@ -66,10 +92,6 @@ class Family(Protocol):
 
     def maximisation(self, sums: Any) -> Any:
         """M-step: parameters from the sums over all rows."""
-
-    def complete_log_likelihood(self, sums: Any, model: Any) -> float:
-        """Expected log-likelihood of complete rows, up to a constant: with `log_prior`, what the
-        M-step maximises; in nats."""
 
     def pack(self, parameters: Any) -> Tensor:
         """A flat vector of free coordinates, in which EM is extrapolated."""
@@ -89,8 +111,19 @@ class Family(Protocol):
     def noise_width(self, n_columns: int) -> int:
         """Number of standard normals that `drawn` uses for a row."""
 
-    def drawn(self, group: RowGroup, model: Any, noise: Tensor) -> Tensor:
+    def given(self, group: RowGroup, model: Any) -> Any:
+        """What all draws of the rows have in common."""
+
+    def drawn(self, group: RowGroup, given: Any, noise: Tensor) -> Tensor:
         """Rows with missing cells drawn given the observed ones; ``noise`` is (b, width)."""
+
+
+@runtime_checkable
+class PatternFamily(Protocol):
+    """A family whose E-step can also be had from sums by pattern."""
+
+    def pattern_expectation(self, patterns: PatternSums, model: Any) -> Any:
+        """`Family.expectation` of all rows from their sums by pattern."""
 
 
 def pairwise_sums(group: RowGroup) -> Pairwise:
@@ -102,11 +135,6 @@ def pairwise_sums(group: RowGroup) -> Pairwise:
 def add(left: Sums, right: Sums) -> Sums:
     """Add two NamedTuples of sums entry by entry."""
     return type(left)(*(a + b for a, b in zip(left, right, strict=True)))
-
-
-def multiply(sums: Sums, factor: float) -> Sums:
-    """Multiply every entry of a NamedTuple of sums."""
-    return type(sums)(*(factor * entry for entry in sums))
 
 
 def pack(parameters: Any) -> Tensor:
@@ -130,8 +158,3 @@ def as_arrays(record: Any) -> dict[str, np.ndarray]:
 def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """Copies of the arrays as tensors; the arrays may be read-only, as memory maps are."""
     return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-
-
-def hyper_parameters(family: Any) -> dict[str, Any]:
-    """What the family was built with, as plain Python."""
-    return asdict(family)

@@ -33,7 +33,7 @@ with Missing Data, chapter 11. The M-step has an inverse-Wishart prior whose mod
 import math
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ from skbilevel.numerics.masked_inverse import (
 from skbilevel.numerics.pattern_sums import PatternSums
 from skbilevel.numerics.row_groups import RowGroup
 from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
-from skbilevel.objectives.family import Pairwise, add, pack, unpack
+from skbilevel.objectives.family import FirstEstimate, Parameters, add, pack, unpack
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -141,20 +141,47 @@ def completed(group: RowGroup, model: Precision) -> Tensor:
     return residual + model.location
 
 
-def log_normal(group: RowGroup, given: Conditional) -> Tensor:
-    """log N(x_o; mu_o, S_oo) per row in nats; shape (b,)."""
-    n_observed = group.values.shape[1] - group.n_missing
-    return -0.5 * (n_observed * LOG_2PI + given.log_det + given.distance)
+def log_normal(n_observed: Tensor | int, log_det: Tensor, distance: Tensor) -> Tensor:
+    """log N(x_o; mu_o, S_oo) in nats; of one row, or of many from the sums of the arguments."""
+    return -0.5 * (n_observed * LOG_2PI + log_det + distance)
 
 
-def spread(group: RowGroup, model: Precision, noise: Tensor) -> Tensor:
-    """L^-T z with L L' = P_mm, which has covariance C; z are the noise's missing columns.
+@dataclass(frozen=True)
+class Predictive:
+    """Distribution of the missing cells of a group: the rows (b, d) with them at their
+    conditional mean, and the Cholesky factor (b, k, k) of P_mm, None for complete rows."""
 
-    ``noise`` is (b, d), one standard normal a cell; returns (b, k), columns as in ``missing``.
+    mean: Tensor
+    root: Tensor | None
+
+
+def predictive(group: RowGroup, model: Precision) -> Predictive:
+    """Eq. (1) with the factor of P_mm, one factorisation for all draws."""
+    residual, pulled = _pull(group, model)
+    if group.n_missing == 0:
+        return Predictive(residual + model.location, None)
+    root = masked_cholesky(model.matrix, group.missing)
+    solution = torch.cholesky_solve(pulled.gather(1, group.missing.T).unsqueeze(2), root)
+    residual.scatter_(1, group.missing.T, -solution.squeeze(2))
+    return Predictive(residual + model.location, root)
+
+
+def observed_distance(given: Predictive, model: Precision) -> Tensor:
+    """delta = e' P e with the missing cells of e at their conditional mean, eq. (2); (b,)."""
+    residual = given.mean - model.location
+    return ((residual @ model.matrix) * residual).sum(1)
+
+
+def drawn(group: RowGroup, given: Predictive, noise: Tensor) -> Tensor:
+    """Rows (b, d) with missing cells at their mean + L^-T z, L L' = P_mm, whose covariance is C.
+
+    z are the noise's missing columns; ``noise`` is (b, d), one standard normal a cell.
     """
-    factor = masked_cholesky(model.matrix, group.missing)
+    if given.root is None:
+        return given.mean
     at_missing = noise.gather(1, group.missing.T).unsqueeze(2)
-    return torch.linalg.solve_triangular(factor.mT, at_missing, upper=True).squeeze(2)
+    spread = torch.linalg.solve_triangular(given.root.mT, at_missing, upper=True).squeeze(2)
+    return given.mean.scatter_add(1, group.missing.T, spread)
 
 
 def scatter_sums(
@@ -179,18 +206,6 @@ def about_zero(
     return first + weight * location, second
 
 
-def about_location(weight: Tensor, first: Tensor, second: Tensor, location: Tensor) -> Tensor:
-    """Weighted sum of E[(x - mu) (x - mu)'] from those of x and x x'; (d, d)."""
-    cross = torch.outer(first, location)
-    return second - cross - cross.T + weight * torch.outer(location, location)
-
-
-def gaussian_term(n_rows: Tensor, scatter: Tensor, model: Precision) -> float:
-    """-1/2 (n log det S + tr P scatter)."""
-    trace = (model.matrix * scatter).sum()
-    return float(-0.5 * (n_rows * model.log_det_covariance + trace))
-
-
 def pattern_moments(patterns: PatternSums, model: Precision) -> Moments:
     """The E-step from sums by pattern: e = T e~ with T = diag(o) - C P diag(o), eq. (1)."""
     n_rows, observed, location = patterns.n_rows, patterns.observed, model.location
@@ -208,12 +223,34 @@ def pattern_moments(patterns: PatternSums, model: Precision) -> Moments:
     total = (completion @ (patterns.first - n_rows.unsqueeze(1) * center).unsqueeze(2)).sum(0)
     scatter = (completion @ visible @ completion.mT).sum(0)
     log_dets = model.log_det_covariance + 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
-    log_likelihood = -0.5 * (
-        LOG_2PI * (n_rows @ observed).sum() + n_rows @ log_dets + (model.matrix * scatter).sum()
-    )
+    distance = (model.matrix * scatter).sum()
+    log_likelihood = log_normal((n_rows @ observed).sum(), n_rows @ log_dets, distance)
     second = scatter + (weights * covariance).sum(0)
     sums = about_zero(n_rows.sum(), total.squeeze(1), second, location)
     return Moments(n_rows.sum(), *sums, log_likelihood)
+
+
+def shrunk_scatter(
+    weight: Tensor, first: Tensor, second: Tensor, n_rows: Tensor, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """Eq. (4) from weighted sums of n rows, ``weight`` the sum of their weights: (mu, S)."""
+    location = first / weight
+    scatter = second - weight * torch.outer(location, location)
+    scatter.diagonal().add_(shrinkage)
+    covariance = scatter / (n_rows + shrinkage)
+    return location, (covariance + covariance.T) / 2
+
+
+def pack_with_log(parameters: Any) -> Tensor:
+    """All fields flat, the covariance as log S: any vector is feasible, and permuting columns
+    permutes coordinates."""
+    return pack(replace(parameters, covariance=symmetric_log(parameters.covariance)))
+
+
+def unpack_with_log(theta: Tensor, like: Parameters) -> Parameters:
+    """The inverse of `pack_with_log`."""
+    parameters: Any = unpack(theta, like)
+    return replace(parameters, covariance=symmetric_exp(parameters.covariance))
 
 
 def log_prior(model: Precision, shrinkage: float) -> float:
@@ -233,10 +270,9 @@ class NormalFamily:
 
     shrinkage: float
 
-    def start(self, pairwise: Pairwise) -> NormalParameters:
+    def start(self, estimate: FirstEstimate) -> NormalParameters:
         """Observed means and the pairwise covariance."""
-        means = pairwise.first.diagonal() / pairwise.n_rows.diagonal().clamp(min=1.0)
-        return NormalParameters(means, pairwise.covariance())
+        return NormalParameters(estimate.mean, estimate.covariance)
 
     def model(self, parameters: NormalParameters) -> Precision:
         """mu, P and log det S."""
@@ -246,8 +282,8 @@ class NormalFamily:
         """n, s1, s2 and the log-likelihood of a group."""
         given = condition(group, model)
         first, second = scatter_sums(given, model.location)
-        n_rows = torch.tensor(float(len(group.values)), dtype=torch.float64)
-        return Moments(n_rows, first, second, log_normal(group, given).sum())
+        densities = log_normal(group.n_observed, given.log_det, given.distance)
+        return Moments(group.count(), first, second, densities.sum())
 
     def pattern_expectation(self, patterns: PatternSums, model: Precision) -> Moments:
         """`expectation` of all rows from their sums by pattern."""
@@ -255,25 +291,17 @@ class NormalFamily:
 
     def maximisation(self, sums: Moments) -> NormalParameters:
         """Eq. (4)."""
-        location = sums.first / sums.n_rows
-        scatter = sums.second - sums.n_rows * torch.outer(location, location)
-        scatter.diagonal().add_(self.shrinkage)
-        covariance = scatter / (sums.n_rows + self.shrinkage)
-        return NormalParameters(location, (covariance + covariance.T) / 2)
-
-    def complete_log_likelihood(self, sums: Moments, model: Precision) -> float:
-        """-1/2 (n log det S + tr P E[sum e e']), whose maximum with the prior is eq. (4)."""
-        scatter = about_location(sums.n_rows, sums.first, sums.second, model.location)
-        return gaussian_term(sums.n_rows, scatter, model)
+        return NormalParameters(
+            *shrunk_scatter(sums.n_rows, sums.first, sums.second, sums.n_rows, self.shrinkage)
+        )
 
     def pack(self, parameters: NormalParameters) -> Tensor:
-        """mu and log S: any vector is feasible, and permuting columns permutes coordinates."""
-        return pack(replace(parameters, covariance=symmetric_log(parameters.covariance)))
+        """mu and log S."""
+        return pack_with_log(parameters)
 
     def unpack(self, theta: Tensor, like: NormalParameters) -> NormalParameters:
         """The inverse of `pack`."""
-        parameters = unpack(theta, like)
-        return replace(parameters, covariance=symmetric_exp(parameters.covariance))
+        return unpack_with_log(theta, like)
 
     def log_prior(self, model: Precision) -> float:
         """Log density of the inverse-Wishart prior, up to a constant."""
@@ -281,7 +309,8 @@ class NormalFamily:
 
     def log_density(self, group: RowGroup, model: Precision) -> Tensor:
         """log N(x_o; mu_o, S_oo) per row."""
-        return log_normal(group, condition(group, model))
+        given = condition(group, model)
+        return log_normal(group.n_observed, given.log_det, given.distance)
 
     def completed(self, group: RowGroup, model: Precision) -> Tensor:
         """Rows with missing cells at mu_m + e_m."""
@@ -291,9 +320,10 @@ class NormalFamily:
         """One normal a cell."""
         return n_columns
 
-    def drawn(self, group: RowGroup, model: Precision, noise: Tensor) -> Tensor:
+    def given(self, group: RowGroup, model: Precision) -> Predictive:
+        """N(mu_m + e_m, C) of every row."""
+        return predictive(group, model)
+
+    def drawn(self, group: RowGroup, given: Predictive, noise: Tensor) -> Tensor:
         """Rows with missing cells drawn from N(mu_m + e_m, C)."""
-        rows = completed(group, model)
-        if group.n_missing:
-            rows.scatter_add_(1, group.missing.T, spread(group, model, noise))
-        return rows
+        return drawn(group, given, noise)

@@ -26,7 +26,7 @@ Statistica Sinica 5. The e, C and log det of a row are those of the normal.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,19 +35,22 @@ from scipy.special import gammaincinv, ndtr, psi
 from torch import Tensor
 
 from skbilevel.numerics.row_groups import RowGroup
-from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
-from skbilevel.objectives.family import Pairwise, pack, unpack
+from skbilevel.objectives.family import FirstEstimate
 from skbilevel.objectives.normal import (
     NormalParameters,
     Precision,
-    about_location,
+    Predictive,
     completed,
     condition,
-    gaussian_term,
+    drawn,
     log_prior,
+    observed_distance,
+    pack_with_log,
     precision,
+    predictive,
     scatter_sums,
-    spread,
+    shrunk_scatter,
+    unpack_with_log,
 )
 
 # Beyond 200 degrees of freedom the t is the normal for every practical purpose; below 1 it has
@@ -70,6 +73,15 @@ class StudentModel:
 
     precision: Precision
     degrees: float
+
+
+@dataclass(frozen=True)
+class StudentPredictive:
+    """The normal of the missing cells at u = 1, and shape and rate (b,) of the gamma of u."""
+
+    normal: Predictive
+    shape: float
+    rate: Tensor
 
 
 class StudentMoments(NamedTuple):
@@ -119,13 +131,13 @@ class StudentFamily:
 
     shrinkage: float
 
-    def start(self, pairwise: Pairwise) -> StudentParameters:
+    def start(self, estimate: FirstEstimate) -> StudentParameters:
         """The centre and the identity.
 
         The columns come standardised by robust statistics; a pairwise covariance would carry the
         outliers into the first weights.
         """
-        n_columns = len(pairwise.n_rows)
+        n_columns = len(estimate.mean)
         return StudentParameters(
             torch.zeros(n_columns, dtype=torch.float64),
             torch.eye(n_columns, dtype=torch.float64),
@@ -141,12 +153,12 @@ class StudentFamily:
     def expectation(self, group: RowGroup, model: StudentModel) -> StudentMoments:
         """Eqs. (1) and (2) and the weighted sums of a group."""
         given = condition(group, model.precision)
-        n_observed, degrees = group.values.shape[1] - group.n_missing, model.degrees
+        n_observed, degrees = group.n_observed, model.degrees
         weights = (degrees + n_observed) / (degrees + given.distance)
         log_weights = psi((degrees + n_observed) / 2) - ((degrees + given.distance) / 2).log()
         first, second = scatter_sums(given, model.precision.location, weights)
         return StudentMoments(
-            torch.tensor(float(len(weights)), dtype=torch.float64),
+            group.count(),
             weights.sum(),
             first,
             second,
@@ -156,33 +168,20 @@ class StudentFamily:
 
     def maximisation(self, sums: StudentMoments) -> StudentParameters:
         """Eqs. (3) and (4)."""
-        location = sums.first / sums.weight
-        scatter = sums.second - sums.weight * torch.outer(location, location)
-        scatter.diagonal().add_(self.shrinkage)
-        covariance = scatter / (sums.n_rows + self.shrinkage)
-        degrees = solve_degrees(float(sums.log_weight_excess / sums.n_rows))
-        return StudentParameters(
-            location,
-            (covariance + covariance.T) / 2,
-            torch.tensor(math.log(degrees), dtype=torch.float64),
+        location, covariance = shrunk_scatter(
+            sums.weight, sums.first, sums.second, sums.n_rows, self.shrinkage
         )
-
-    def complete_log_likelihood(self, sums: StudentMoments, model: StudentModel) -> float:
-        """That of x given u and of u, whose maximum with the prior is eqs. (3) and (4)."""
-        normal, half = model.precision, model.degrees / 2
-        scatter = about_location(sums.weight, sums.first, sums.second, normal.location)
-        per_row = half * math.log(half) - math.lgamma(half)
-        of_weights = float(sums.n_rows) * per_row + half * float(sums.log_weight_excess)
-        return gaussian_term(sums.n_rows, scatter, normal) + of_weights
+        degrees = solve_degrees(float(sums.log_weight_excess / sums.n_rows))
+        log_degrees = torch.tensor(math.log(degrees), dtype=torch.float64)
+        return StudentParameters(location, covariance, log_degrees)
 
     def pack(self, parameters: StudentParameters) -> Tensor:
         """mu, log S and log nu."""
-        return pack(replace(parameters, covariance=symmetric_log(parameters.covariance)))
+        return pack_with_log(parameters)
 
     def unpack(self, theta: Tensor, like: StudentParameters) -> StudentParameters:
         """The inverse of `pack`."""
-        parameters = unpack(theta, like)
-        return replace(parameters, covariance=symmetric_exp(parameters.covariance))
+        return unpack_with_log(theta, like)
 
     def log_prior(self, model: StudentModel) -> float:
         """Log density of the inverse-Wishart prior of S, up to a constant."""
@@ -191,8 +190,7 @@ class StudentFamily:
     def log_density(self, group: RowGroup, model: StudentModel) -> Tensor:
         """Log density of the t at the observed cells of each row."""
         given = condition(group, model.precision)
-        n_observed = group.values.shape[1] - group.n_missing
-        return log_student(given.distance, given.log_det, n_observed, model.degrees)
+        return log_student(given.distance, given.log_det, group.n_observed, model.degrees)
 
     def completed(self, group: RowGroup, model: StudentModel) -> Tensor:
         """Rows with missing cells at their conditional mean, which is the normal's."""
@@ -202,18 +200,20 @@ class StudentFamily:
         """One normal a cell and one for the row's weight."""
         return n_columns + 1
 
-    def drawn(self, group: RowGroup, model: StudentModel, noise: Tensor) -> Tensor:
+    def given(self, group: RowGroup, model: StudentModel) -> StudentPredictive:
+        """The normal's mean and C of every row, and the gamma distribution of u."""
+        normal = predictive(group, model.precision)
+        shape = (model.degrees + group.n_observed) / 2
+        rate = (model.degrees + observed_distance(normal, model.precision)) / 2
+        return StudentPredictive(normal, shape, rate)
+
+    def drawn(self, group: RowGroup, given: StudentPredictive, noise: Tensor) -> Tensor:
         """Rows with missing cells drawn from their conditional t.
 
         u | x_o ~ Gamma((nu + p_o)/2, (nu + delta)/2), then x_m | x_o, u ~ N(mu_m + e_m, C / u).
         """
-        rows = completed(group, model.precision)
-        if group.n_missing:
-            distance = condition(group, model.precision).distance
-            n_observed = group.values.shape[1] - group.n_missing
-            uniform = ndtr(noise[:, -1].numpy())
-            gamma = gammaincinv((model.degrees + n_observed) / 2, uniform)
-            weights = 2 * torch.from_numpy(gamma) / (model.degrees + distance)
-            scaled = spread(group, model.precision, noise[:, :-1]) / weights.sqrt().unsqueeze(1)
-            rows.scatter_add_(1, group.missing.T, scaled)
-        return rows
+        if group.n_missing == 0:
+            return given.normal.mean
+        gamma = gammaincinv(given.shape, ndtr(noise[:, -1].numpy()))
+        weights = torch.from_numpy(gamma) / given.rate
+        return drawn(group, given.normal, noise[:, :-1] / weights.sqrt().unsqueeze(1))

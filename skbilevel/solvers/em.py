@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,16 +37,12 @@ class Evaluation(NamedTuple):
         Other quantities at theta that the history keeps.
     sums : Any
         What the M-step made the image of.
-    ascent : float
-        A lower bound on how far the objective rises from theta to g(theta): the rise of the
-        expected complete log-likelihood, which costs no pass over the data.
     """
 
     objective: float
     image: Tensor
     monitored: dict[str, float]
     sums: Any = None
-    ascent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,10 @@ class EMResult(SolverResult):
 
 EMStep = Callable[[Tensor], Evaluation]
 _ROUNDING = 1e-9
+# An extrapolated step can rise little where the next one rises far; two in a row seldom do.
+_SMALL_RISES = 2
 Past = deque[tuple[Tensor, Tensor]]
+Sums = TypeVar("Sums", bound=Any)
 
 
 def accelerated_em(
@@ -71,7 +70,7 @@ def accelerated_em(
     max_iter: int,
     tol: float,
     window: int = 5,
-    on_step: Callable[[Tensor], bool] | None = None,
+    on_step: Callable[[EMResult], bool] | None = None,
 ) -> EMResult:
     """Maximise an objective by Anderson-accelerated EM.
 
@@ -84,12 +83,12 @@ def accelerated_em(
     max_iter : int
         Most EM iterations; rejected candidates are not counted.
     tol : float
-        Stop when the objective rises by less than this, and so does the bound on its next rise.
-        It bounds a step, not the distance to the optimum, which can be many times as large.
+        Stop when the objective rises by less than this in two iterations in a row. It bounds
+        steps, not the distance to the optimum, which can be many times as large.
     window : int, default=5
         Number of differences that the extrapolation uses; 0 is plain EM.
     on_step : callable, optional
-        ``on_step(g(theta)) -> stop`` after every iteration.
+        ``on_step(result) -> stop`` after every iteration, with the result if EM ended there.
 
     Returns
     -------
@@ -107,31 +106,29 @@ def accelerated_em(
         raise ArithmeticError("EM cannot start: the first parameters are not feasible.")
     path = [evaluated]
     past: Past = deque([(start, evaluated.image)], maxlen=window + 1)
-    converged = False
+    converged, n_small = False, 0
     while len(path) <= max_iter and not converged:
         theta, evaluated = _advance(step, past, path[-1])
-        if evaluated.objective < path[-1].objective:
+        rise = evaluated.objective - path[-1].objective
+        if rise < 0:
             # Plain EM lowers the objective, or leaves the feasible set, only by rounding.
-            fall = path[-1].objective - evaluated.objective
-            converged = fall <= _ROUNDING * (1 + abs(path[-1].objective))
+            converged = -rise <= _ROUNDING * (1 + abs(path[-1].objective))
             break
+        n_small = n_small + 1 if rise < tol else 0
+        converged = n_small == _SMALL_RISES
         past.append((theta, evaluated.image))
-        # An extrapolated step can rise little where the next EM step would rise far.
-        converged = max(evaluated.objective - path[-1].objective, evaluated.ascent) < tol
         path.append(evaluated)
-        if on_step is not None and on_step(evaluated.image):
+        if on_step is not None and on_step(_result(path, evaluated.image, converged)):
             break
     theta, image = past[-1]
-    solution = theta if evaluated.objective == -math.inf else image
-    history, n_iter = _history(path), len(path) - 1
-    return EMResult(solution, None, history, n_iter, converged, path[-1].sums)
+    return _result(path, theta if evaluated.objective == -math.inf else image, converged)
 
 
-def _history(path: list[Evaluation]) -> dict[str, list[float]]:
+def _result(path: list[Evaluation], solution: Tensor, converged: bool) -> EMResult:
     history = {"objective": [evaluated.objective for evaluated in path]}
     for name in path[0].monitored:
         history[name] = [evaluated.monitored[name] for evaluated in path]
-    return history
+    return EMResult(solution, None, history, len(path) - 1, converged, path[-1].sums)
 
 
 def _advance(step: EMStep, past: Past, last: Evaluation) -> tuple[Tensor, Evaluation]:
@@ -168,3 +165,14 @@ def stepwise_weight(n_seen: float, n_batch: float, exponent: float = 0.6) -> flo
     of unequal size.
     """
     return float((1.0 + n_seen / n_batch) ** -exponent)
+
+
+def stepwise_sums(past: Sums, batch: Sums) -> Sums:
+    """Sums over rows seen so far, (1 - w) of them per row from the past and w from the batch.
+
+    Both are NamedTuples of sums whose ``n_rows`` counts their rows; w is `stepwise_weight`.
+    """
+    n_seen, n_batch = float(past.n_rows), float(batch.n_rows)
+    weight, n_rows = stepwise_weight(n_seen, n_batch), n_seen + n_batch
+    from_past, from_batch = (1 - weight) * n_rows / n_seen, weight * n_rows / n_batch
+    return type(past)(*(from_past * p + from_batch * b for p, b in zip(past, batch, strict=True)))

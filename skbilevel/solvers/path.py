@@ -12,6 +12,7 @@ def best_along_path(
     solve: Callable[[Value, Solution | None], Solution],
     error: Callable[[Solution], float],
     patience: int = 2,
+    on_step: Callable[[Solution], bool] | None = None,
 ) -> tuple[Value, Solution]:
     """Solve for one value after the other, each from the last solution, and keep the best.
 
@@ -25,6 +26,8 @@ def best_along_path(
         ``error(solution) -> float``, lower is better.
     patience : int, default=2
         Stop after this many values in a row without a better error.
+    on_step : callable, optional
+        ``on_step(solution) -> stop`` after every value.
 
     Returns
     -------
@@ -39,7 +42,8 @@ def best_along_path(
         waited = 0 if current < best_error else waited + 1
         if current < best_error:
             best_value, best_solution, best_error = value, solution, current
-        if waited == patience:
+        stopped = on_step is not None and on_step(solution)
+        if stopped or waited == patience:
             break
     if best_solution is None:
         raise ArithmeticError("no value of the path gave a finite error")

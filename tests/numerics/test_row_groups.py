@@ -73,6 +73,9 @@ def test_rows_of_a_group_miss_as_many_cells_and_name_them_in_ascending_order(X):
     for group in block.groups:
         rows = X[block.order[start : start + len(group.values)]]
         assert group.missing.shape == (group.n_missing, len(rows))
+        assert group.n_observed == X.shape[1] - group.n_missing
+        assert group.count().shape == () and group.count().dtype == torch.float64
+        assert group.count().item() == len(rows)
         for row, columns in zip(rows, group.missing.T, strict=True):
             np.testing.assert_array_equal(columns, np.flatnonzero(np.isnan(row)))
         start += len(rows)

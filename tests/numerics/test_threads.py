@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 
@@ -42,3 +44,54 @@ def test_nothing_is_set_when_there_is_one_thread_already(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: pytest.fail("was set"))
     with single_thread():
         pass
+
+
+def test_overlapping_guards_leave_every_thread_its_own_number():
+    """A thread that meets torch first inside another's guard would otherwise keep 1 for good."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    entered, may_leave, after = threading.Event(), threading.Event(), {}
+
+    def overlap():
+        with single_thread():
+            entered.set()
+            may_leave.wait(10)
+            with single_thread():
+                after["inside"] = torch.get_num_threads()
+        after["worker"] = torch.get_num_threads()
+
+    worker = threading.Thread(target=overlap)
+    try:
+        with single_thread():
+            worker.start()
+            assert entered.wait(10)
+        after["main"] = torch.get_num_threads()
+        may_leave.set()
+        worker.join()
+        with single_thread():
+            pass
+        after["later"] = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert after == {"inside": 1, "worker": 3, "main": 3, "later": 3}
+
+
+def test_a_number_that_a_thread_has_set_itself_is_kept():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    after = []
+
+    def overlap():
+        torch.set_num_threads(2)
+        with single_thread():
+            pass
+        after.append(torch.get_num_threads())
+
+    try:
+        with single_thread():
+            worker = threading.Thread(target=overlap)
+            worker.start()
+            worker.join()
+    finally:
+        torch.set_num_threads(before)
+    assert after == [2]

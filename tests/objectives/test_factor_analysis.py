@@ -1,15 +1,24 @@
 """Factor analysis is the normal with S = W W' + diag(psi), and its M-step a regression."""
 
-from functools import reduce
-
 import numpy as np
 import pytest
 import torch
 
-from skbilevel.numerics.row_groups import row_block
 from skbilevel.objectives.factor_analysis import FactorFamily, FactorParameters
-from skbilevel.objectives.family import Pairwise, add, pairwise_sums
-from skbilevel.objectives.normal import NormalFamily, NormalParameters
+from skbilevel.objectives.family import PatternFamily, first_estimate
+from skbilevel.objectives.normal import NormalFamily
+from tests.problems import assert_is_maximum
+from tests.reference.families import (
+    ObservedLikelihood,
+    climb,
+    each_group,
+    estimate_of,
+    expectation,
+    group_of,
+    normal_parameters,
+    pairwise,
+    with_holes,
+)
 from tests.reference.gaussian import naive_expectation
 
 SIZES = [(40, 4, 1), (40, 6, 3), (40, 3, 3)]
@@ -22,13 +31,7 @@ def incomplete(n=40, d=6, q=2, rate=0.4, seed=0):
     log_noise = rng.normal(-0.5, 0.5, size=d)
     X = location + rng.normal(size=(n, q)) @ loadings.T
     X += rng.normal(size=(n, d)) * np.exp(log_noise / 2)
-    holes = rng.random(X.shape) < rate
-    holes[0], holes[1] = False, True
-    return np.where(holes, np.nan, X), location, loadings, log_noise
-
-
-def block_of(X):
-    return row_block(X, np.zeros(X.shape[1]), np.ones(X.shape[1]))
+    return with_holes(X, rate, rng), location, loadings, log_noise
 
 
 def parameters_of(*arrays):
@@ -37,20 +40,6 @@ def parameters_of(*arrays):
 
 def covariance_of(loadings, log_noise):
     return loadings @ loadings.T + np.diag(np.exp(log_noise))
-
-
-def each_group(X):
-    """Every group with the rows of X in it."""
-    block = block_of(X)
-    start = 0
-    for group in block.groups:
-        stop = start + len(group.values)
-        yield group, X[block.order[start:stop]]
-        start = stop
-
-
-def total(family, X, model):
-    return reduce(add, (family.expectation(group, model) for group in block_of(X).groups))
 
 
 def factor_moments(row, location, loadings, log_noise):
@@ -82,48 +71,13 @@ def naive_step(X, shrinkage, *parameters):
     return coefficients[:, -1], coefficients[:, :-1], np.log(noise)
 
 
-def penalised_likelihood(X, location, loadings, log_noise, shrinkage):
-    """sum log N(x_o) - lambda/2 sum_j ((|w_j|^2 + 1) / psi_j + log psi_j)."""
-    covariance = loadings @ loadings.T + log_noise.exp().diag()
-    penalties = (loadings.square().sum(1) + 1) / log_noise.exp() + log_noise
-    value = -0.5 * shrinkage * penalties.sum()
-    for row in torch.from_numpy(X):
-        o = ~row.isnan()
-        if o.any():
-            density = torch.distributions.MultivariateNormal(location[o], covariance[o][:, o])
-            value = value + density.log_prob(row[o])
-    return value
-
-
-def gradient(X, parameters, shrinkage):
-    """Of `penalised_likelihood` in mu, W and log psi."""
-    variables = [field.clone().requires_grad_() for field in vars(parameters).values()]
-    slopes = torch.autograd.grad(penalised_likelihood(X, *variables, shrinkage), variables)
-    return torch.cat([slope.reshape(-1) for slope in slopes])
-
-
-def climb(family, X, n_steps):
-    """Parameters after plain EM, and the objective before each step."""
-    groups = block_of(X).groups
-    parameters = family.start(reduce(add, map(pairwise_sums, groups)))
-    history = []
-    for _ in range(n_steps):
-        model = family.model(parameters)
-        sums = reduce(add, (family.expectation(group, model) for group in groups))
-        history.append(float(sums.log_likelihood) + family.log_prior(model))
-        parameters = family.maximisation(sums)
-    return parameters, history
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_density_and_conditional_mean_are_those_of_the_normal_with_its_covariance(size):
     X, *parameters = incomplete(*size)
     covariance = covariance_of(*parameters[1:])
     family, normal_family = FactorFamily(1.0, size[2]), NormalFamily(1.0)
     model = family.model(parameters_of(*parameters))
-    normal = normal_family.model(
-        NormalParameters(torch.from_numpy(parameters[0]), torch.from_numpy(covariance))
-    )
+    normal = normal_family.model(normal_parameters(parameters[0], covariance))
     for group, rows in each_group(X):
         expected = naive_expectation(rows, parameters[0], covariance)
         log_density, completed = family.log_density(group, model), family.completed(group, model)
@@ -135,15 +89,6 @@ def test_density_and_conditional_mean_are_those_of_the_normal_with_its_covarianc
         np.testing.assert_array_equal(completed[~np.isnan(rows)], rows[~np.isnan(rows)])
         sums = family.expectation(group, model)
         assert sums.log_likelihood.item() == pytest.approx(expected.log_likelihood, abs=1e-10)
-
-
-def test_rows_with_nothing_observed_are_worth_nothing_and_get_the_mean():
-    _, *parameters = incomplete()
-    family = FactorFamily(1.0, 2)
-    model = family.model(parameters_of(*parameters))
-    (group,) = block_of(np.full((3, 6), np.nan)).groups
-    np.testing.assert_array_equal(family.log_density(group, model), np.zeros(3))
-    np.testing.assert_array_equal(family.completed(group, model), np.tile(parameters[0], (3, 1)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -170,7 +115,7 @@ def test_sums_of_each_group_are_the_loop_over_its_rows(size):
 def test_a_step_is_the_loop_over_columns_and_rows(size, shrinkage):
     X, *parameters = incomplete(*size)
     family = FactorFamily(shrinkage, size[2])
-    fit = family.maximisation(total(family, X, family.model(parameters_of(*parameters))))
+    fit = family.maximisation(expectation(family, X, family.model(parameters_of(*parameters))))
     location, loadings, log_noise = naive_step(X, shrinkage, *parameters)
     np.testing.assert_allclose(fit.location, location, atol=1e-10)
     np.testing.assert_allclose(fit.loadings, loadings, atol=1e-10)
@@ -181,31 +126,19 @@ def test_a_step_is_the_loop_over_columns_and_rows(size, shrinkage):
 def test_m_step_maximises_the_expected_log_likelihood_plus_the_log_prior(shrinkage):
     X, *parameters = incomplete()
     family = FactorFamily(shrinkage, 2)
-    sums = total(family, X, family.model(parameters_of(*parameters)))
+    sums = expectation(family, X, family.model(parameters_of(*parameters)))
     fit = family.maximisation(sums)
-    fields = (fit.location, fit.loadings, fit.log_noise)
 
-    def value(*fields):
-        location, loadings, log_noise = fields
-        value = family.log_prior(family.model(FactorParameters(*fields)))
-        for j in range(6):
-            b = torch.cat([loadings[j], location[j : j + 1]])
+    def value(*arrays):
+        at = parameters_of(*arrays)
+        value = family.log_prior(family.model(at))
+        for j, log_noise in enumerate(at.log_noise):
+            b = torch.cat([at.loadings[j], at.location[j : j + 1]])
             squares = sums.square[j] - 2 * b @ sums.cross[j] + b @ sums.design[j].view(3, 3) @ b
-            value -= 0.5 * float(
-                sums.n_observed[j] * log_noise[j] + squares * (-log_noise[j]).exp()
-            )
+            value -= 0.5 * float(sums.n_observed[j] * log_noise + squares * (-log_noise).exp())
         return value
 
-    rng, h, best = np.random.default_rng(1), 1e-4, value(*fields)
-    for _ in range(4):
-        directions = [torch.from_numpy(rng.normal(size=field.shape)) for field in fields]
-        up, down = (
-            value(*(field + t * v for field, v in zip(fields, directions, strict=True)))
-            for t in (h, -h)
-        )
-        slope, curvature = (up - down) / (2 * h), (up - 2 * best + down) / h**2
-        assert curvature < 0
-        assert abs(slope / curvature) < 1e-6
+    assert_is_maximum(value, *(field.numpy() for field in vars(fit).values()))
 
 
 def test_log_prior_is_its_formula():
@@ -225,9 +158,9 @@ def test_em_never_lowers_the_penalised_likelihood(q, shrinkage):
     assert history[-1] > history[0] + 1
     assert np.diff(history).min() > -1e-11
     model = family.model(parameters)
-    got = float(total(family, X, model).log_likelihood) + family.log_prior(model)
-    expected = penalised_likelihood(X, *vars(parameters).values(), shrinkage)
-    assert got == pytest.approx(float(expected), abs=1e-10)
+    got = float(expectation(family, X, model).log_likelihood) + family.log_prior(model)
+    expected = ObservedLikelihood(X, shrinkage).of(parameters)
+    assert got == pytest.approx(expected.item(), abs=1e-10)
 
 
 @pytest.mark.parametrize(("q", "shrinkage", "n_steps"), [(1, 1.0, 150), (2, 3.0, 230)])
@@ -236,8 +169,9 @@ def test_em_ends_where_the_gradient_of_the_penalised_likelihood_is_zero(q, shrin
     family = FactorFamily(shrinkage, q)
     start, _ = climb(family, X, 0)
     parameters, _ = climb(family, X, n_steps)
-    assert gradient(X, start, shrinkage).norm() > 1
-    assert gradient(X, parameters, shrinkage).norm() < 1e-7
+    likelihood = ObservedLikelihood(X, shrinkage)
+    assert likelihood.gradient(start).norm() > 1
+    assert likelihood.gradient(parameters).norm() < 1e-7
     assert parameters.loadings.norm() > 1
 
 
@@ -246,11 +180,8 @@ def test_start_is_probabilistic_pca_of_the_pairwise_covariance(q):
     """S = W W' + s I with orthogonal columns of W is found to rounding."""
     rng = np.random.default_rng(0)
     W = np.linalg.qr(rng.normal(size=(5, q)))[0] * np.arange(1.0, q + 1)
-    means, n = rng.normal(size=5), torch.full((5, 5), 8.0, dtype=torch.float64)
-    covariance = W @ W.T + 0.5 * np.eye(5)
-    first = 8 * torch.from_numpy(np.outer(means, np.ones(5)))
-    second = 8 * torch.from_numpy(covariance + np.outer(means, means))
-    start = FactorFamily(1.0, q).start(Pairwise(n, first, second))
+    means = rng.normal(size=5)
+    start = FactorFamily(1.0, q).start(estimate_of(means, W @ W.T + 0.5 * np.eye(5)))
     np.testing.assert_allclose(start.location, means, atol=1e-15)
     assert start.loadings.shape == (5, q)
     np.testing.assert_allclose(start.loadings @ start.loadings.T, W @ W.T, atol=1e-12)
@@ -258,12 +189,33 @@ def test_start_is_probabilistic_pca_of_the_pairwise_covariance(q):
 
 
 def test_start_with_as_many_factors_as_columns_leaves_noise_in_every_column():
-    covariance = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    zeros, ones = torch.zeros_like(covariance), torch.ones_like(covariance)
-    start = FactorFamily(1.0, 3).start(Pairwise(ones, zeros, covariance))
+    covariance = np.diag([1.0, 2.0, 3.0])
+    start = FactorFamily(1.0, 3).start(estimate_of(np.zeros(3), covariance))
     np.testing.assert_allclose(start.log_noise.exp(), [0.5, 0.5, 0.5], atol=1e-14)
     implied = start.loadings @ start.loadings.T + start.log_noise.exp().diag()
     np.testing.assert_allclose(implied, covariance, atol=1e-14)
+
+
+@pytest.mark.parametrize("q", [1, 3, 6])
+@pytest.mark.parametrize("n", [8, 200])
+def test_start_is_that_of_numpys_eigenvectors_of_the_covariance(n, q):
+    """The estimate brings its own; from few rows its lowest eigenvalue is raised."""
+    X, *_ = incomplete(n)
+    estimate = first_estimate(pairwise(X))
+    lowest = first_estimate(pairwise(X), floor=1e-6).eigenvalues[0]
+    assert (lowest < estimate.eigenvalues[0]) == (n == 8)
+    family = FactorFamily(1.0, q)
+    start = family.start(estimate)
+    expected = family.start(estimate_of(estimate.mean.numpy(), estimate.covariance.numpy()))
+    np.testing.assert_allclose(start.location, np.nanmean(X, axis=0), atol=1e-14)
+    np.testing.assert_allclose(start.log_noise, expected.log_noise, atol=1e-11)
+    np.testing.assert_allclose(
+        start.loadings @ start.loadings.T, expected.loadings @ expected.loadings.T, atol=1e-11
+    )
+
+
+def test_factors_differ_from_row_to_row_so_that_patterns_do_not_suffice():
+    assert not isinstance(FactorFamily(1.0, 2), PatternFamily)
 
 
 def test_noise_that_underflows_is_refused():
@@ -282,23 +234,6 @@ def test_coordinates_are_the_parameters_one_after_the_other():
         np.testing.assert_array_equal(one, other)
 
 
-def test_groups_and_sums_are_left_as_they_were():
-    X, *parameters = incomplete()
-    family = FactorFamily(1.0, 2)
-    model = family.model(parameters_of(*parameters))
-    for group, rows in each_group(X):
-        before = group.values.clone()
-        family.expectation(group, model)
-        family.completed(group, model)
-        family.drawn(group, model, torch.ones(len(rows), 8, dtype=torch.float64))
-        assert torch.equal(group.values, before)
-    sums = total(family, X, model)
-    copies = [entry.clone() for entry in sums]
-    family.maximisation(sums)
-    for entry, copy in zip(sums, copies, strict=True):
-        assert torch.equal(entry, copy)
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_draws_are_linear_in_the_noise_with_exactly_the_conditional_covariance(size):
     """The images of the basis vectors are the columns of a root of C."""
@@ -311,8 +246,8 @@ def test_draws_are_linear_in_the_noise_with_exactly_the_conditional_covariance(s
     weights = np.arange(1.0, width + 1)
     noise = torch.from_numpy(np.vstack([np.zeros(width), np.eye(width), weights]))
     for row in X[:12]:
-        (group,) = block_of(np.tile(row, (width + 2, 1))).groups
-        drawn = family.drawn(group, model, noise).numpy()
+        group = group_of(row, width + 2)
+        drawn = family.drawn(group, family.given(group, model), noise).numpy()
         expected = naive_expectation(row[None], parameters[0], covariance_of(*parameters[1:]))
         np.testing.assert_allclose(drawn[0], expected.completed[0], atol=1e-12)
         images = drawn[1:-1] - drawn[0]
@@ -321,17 +256,3 @@ def test_draws_are_linear_in_the_noise_with_exactly_the_conditional_covariance(s
         o = ~np.isnan(row)
         assert not images[q:][o].any()
         np.testing.assert_array_equal(drawn[:, o], np.tile(row[o], (width + 2, 1)))
-
-
-def test_each_row_is_drawn_from_its_own_noise():
-    X, *parameters = incomplete()
-    family = FactorFamily(1.0, 2)
-    model = family.model(parameters_of(*parameters))
-    rng = np.random.default_rng(3)
-    for group, rows in each_group(X):
-        noise = torch.from_numpy(rng.normal(size=(len(rows), 8)))
-        together = family.drawn(group, model, noise)
-        for i, row in enumerate(rows):
-            (alone,) = block_of(row[None]).groups
-            expected = family.drawn(alone, model, noise[i : i + 1])[0]
-            np.testing.assert_allclose(together[i], expected, atol=1e-12)

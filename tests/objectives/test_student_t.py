@@ -1,7 +1,6 @@
 """The multivariate t against SciPy, and against its definition as a normal of random scale."""
 
 import math
-from functools import reduce
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ from scipy.linalg import logm
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln, psi
 
-from skbilevel.numerics.row_groups import row_block
-from skbilevel.objectives.family import add, pairwise_sums
-from skbilevel.objectives.normal import NormalFamily, NormalParameters
+from skbilevel.objectives.family import PatternFamily
+from skbilevel.objectives.normal import NormalFamily
 from skbilevel.objectives.student_t import (
     LEAST_DEGREES,
     MOST_DEGREES,
@@ -22,7 +20,17 @@ from skbilevel.objectives.student_t import (
     StudentParameters,
     solve_degrees,
 )
-from tests.problems import symmetric_matrix
+from tests.problems import assert_is_maximum, symmetric_matrix
+from tests.reference.families import (
+    ObservedLikelihood,
+    block_of,
+    climb,
+    each_group,
+    expectation,
+    group_of,
+    normal_parameters,
+    with_holes,
+)
 from tests.reference.gaussian import naive_expectation
 
 FAMILY = StudentFamily(shrinkage=2.0)
@@ -34,13 +42,7 @@ def incomplete(n=40, d=4, rate=0.4, seed=0):
     rng = np.random.default_rng(seed)
     location, covariance = rng.normal(size=d), symmetric_matrix(np.linspace(0.2, 4, d), seed)
     X = stats.multivariate_t(location, covariance, df=2.5).rvs(n, random_state=rng)
-    holes = rng.random(X.shape) < rate
-    holes[0], holes[1] = False, True
-    return np.where(holes, np.nan, X), location, covariance
-
-
-def block_of(X):
-    return row_block(X, np.zeros(X.shape[1]), np.ones(X.shape[1]))
+    return with_holes(X, rate, rng), location, covariance
 
 
 def parameters_of(location, covariance, degrees=DEGREES):
@@ -48,17 +50,7 @@ def parameters_of(location, covariance, degrees=DEGREES):
     return StudentParameters(torch.from_numpy(location), torch.from_numpy(covariance), log_degrees)
 
 
-def each_group(X):
-    """Every group with the rows of X in it."""
-    block = block_of(X)
-    start = 0
-    for group in block.groups:
-        stop = start + len(group.values)
-        yield group, X[block.order[start:stop]]
-        start = stop
-
-
-def given(row, location, covariance, degrees=DEGREES):
+def naive_given(row, location, covariance, degrees=DEGREES):
     """Observed cells, completed row, C, and shape and rate of the Gamma of u given x_o."""
     o = ~np.isnan(row)
     expected = naive_expectation(row[None], location, covariance)
@@ -66,43 +58,6 @@ def given(row, location, covariance, degrees=DEGREES):
     distance = residual @ np.linalg.solve(covariance[np.ix_(o, o)], residual)
     shape, rate = (degrees + o.sum()) / 2, (degrees + distance) / 2
     return o, expected.completed[0], expected.covariances[0], shape, rate
-
-
-def penalised_likelihood(X, location, root, log_degrees, shrinkage):
-    """sum log t(x_o; mu_o, S_oo, nu) - lambda/2 (log det S + tr S^-1) with S = root root'."""
-    covariance, nu = root @ root.T, log_degrees.exp()
-    value = -0.5 * shrinkage * (torch.logdet(covariance) + torch.linalg.inv(covariance).trace())
-    for row in torch.from_numpy(X):
-        o = ~row.isnan()
-        p, residual, S_oo = o.sum(), (row - location)[o], covariance[o][:, o]
-        if p:
-            distance = residual @ torch.linalg.solve(S_oo, residual)
-            value = value + torch.lgamma((nu + p) / 2) - torch.lgamma(nu / 2)
-            value = value - 0.5 * torch.logdet(math.pi * nu * S_oo)
-            value = value - (nu + p) / 2 * (1 + distance / nu).log()
-    return value
-
-
-def gradient(X, parameters, shrinkage):
-    """Of `penalised_likelihood` in mu, the lower Cholesky factor of S, and log nu."""
-    root = torch.linalg.cholesky(parameters.covariance)
-    variables = [parameters.location, root, parameters.log_degrees]
-    variables = [variable.clone().requires_grad_() for variable in variables]
-    slopes = torch.autograd.grad(penalised_likelihood(X, *variables, shrinkage), variables)
-    return torch.cat([slopes[0], slopes[1].tril().view(-1), slopes[2].view(1)])
-
-
-def climb(family, X, n_steps):
-    """Parameters after plain EM, and the objective before each step."""
-    groups = block_of(X).groups
-    parameters = family.start(reduce(add, map(pairwise_sums, groups)))
-    history = []
-    for _ in range(n_steps):
-        model = family.model(parameters)
-        sums = reduce(add, (family.expectation(group, model) for group in groups))
-        history.append(float(sums.log_likelihood) + family.log_prior(model))
-        parameters = family.maximisation(sums)
-    return parameters, history
 
 
 @pytest.mark.parametrize("size", [(40, 4, 0.4), (30, 15, 0.8)])
@@ -128,7 +83,7 @@ def test_expectation_of_each_group_is_the_loop_over_its_rows(size):
     for group, rows in each_group(X):
         weight, first, second, excess = 0.0, np.zeros(d), np.zeros((d, d)), 0.0
         for row in rows:
-            _, completed, C, shape, rate = given(row, location, covariance)
+            _, completed, C, shape, rate = naive_given(row, location, covariance)
             u = shape / rate
             weight += u
             first += u * completed
@@ -155,8 +110,7 @@ def test_weights_and_density_are_those_of_bayes_theorem():
         if o.any():
             S_oo = covariance[np.ix_(o, o)]
             joint *= [stats.multivariate_normal(location[o], S_oo / v).pdf(row[o]) for v in u]
-        (group,) = block_of(row[None]).groups
-        sums = FAMILY.expectation(group, model)
+        sums = FAMILY.expectation(group_of(row), model)
         weight, log_weight = joint @ u / joint.sum(), joint @ np.log(u) / joint.sum()
         assert sums.weight.item() == pytest.approx(weight, rel=1e-10)
         assert sums.log_weight_excess.item() == pytest.approx(log_weight - weight, rel=1e-10)
@@ -167,9 +121,7 @@ def test_with_many_degrees_the_density_and_the_sums_are_the_normals():
     """The difference is of order 1 / nu, which this resolves."""
     X, location, covariance = incomplete()
     normal_family = NormalFamily(2.0)
-    normal = normal_family.model(
-        NormalParameters(torch.from_numpy(location), torch.from_numpy(covariance))
-    )
+    normal = normal_family.model(normal_parameters(location, covariance))
     for group in block_of(X).groups:
         gaps = []
         for degrees in (1e5, 1e6):
@@ -239,33 +191,31 @@ def test_m_step_maximises_the_expected_log_likelihood_plus_the_log_prior(shrinka
     X, location, covariance = incomplete()
     family = StudentFamily(shrinkage)
     model = family.model(parameters_of(location, covariance))
-    sums = reduce(add, (family.expectation(group, model) for group in block_of(X).groups))
+    sums = expectation(family, X, model)
     fit = family.maximisation(sums)
-    root = torch.linalg.cholesky(fit.covariance)
 
     def value(mean, factor):
-        S = factor @ factor.T
+        parameters = parameters_of(mean, factor @ factor.T, fit.log_degrees.exp())
+        mean, S = parameters.location, parameters.covariance
         scatter = sums.second - torch.outer(sums.first, mean) - torch.outer(mean, sums.first)
         scatter += sums.weight * torch.outer(mean, mean)
         expected = -0.5 * (sums.n_rows * torch.logdet(S) + torch.linalg.solve(S, scatter).trace())
-        parameters = StudentParameters(mean, S, fit.log_degrees)
         return float(expected) + family.log_prior(family.model(parameters))
 
-    rng, h, best = np.random.default_rng(1), 1e-4, value(fit.location, root)
-    for _ in range(4):
-        u, V = (torch.from_numpy(rng.normal(size=size)) for size in (4, (4, 4)))
-        up, down = (value(fit.location + t * u, root + t * V) for t in (h, -h))
-        slope, curvature = (up - down) / (2 * h), (up - 2 * best + down) / h**2
-        assert curvature < 0
-        assert abs(slope / curvature) < 1e-6
+    root = torch.linalg.cholesky(fit.covariance)
+    assert_is_maximum(value, fit.location.numpy(), root.numpy())
     degrees = solve_degrees(float(sums.log_weight_excess) / len(X))
     assert fit.log_degrees.exp().item() == pytest.approx(degrees, rel=1e-15)
+
+
+def test_weights_differ_from_row_to_row_so_that_patterns_do_not_suffice():
+    assert not isinstance(FAMILY, PatternFamily)
 
 
 def test_the_scale_matrix_is_symmetric_where_rounding_made_the_sums_not_so():
     X, location, covariance = incomplete()
     model = FAMILY.model(parameters_of(location, covariance))
-    sums = reduce(add, (FAMILY.expectation(group, model) for group in block_of(X).groups))
+    sums = expectation(FAMILY, X, model)
     rounding = 1e-12 * torch.arange(16.0, dtype=torch.float64).view(4, 4)
     fit = FAMILY.maximisation(sums._replace(second=sums.second + rounding))
     assert torch.equal(fit.covariance, fit.covariance.T)
@@ -277,16 +227,13 @@ def test_em_climbs_to_where_the_gradient_of_the_penalised_likelihood_is_zero(shr
     family = StudentFamily(shrinkage)
     start, _ = climb(family, X, 0)
     parameters, history = climb(family, X, 160)
-    assert gradient(X, start, shrinkage).norm() > 10
-    assert abs(gradient(X, start, shrinkage)[-1]) > 1
-    assert gradient(X, parameters, shrinkage).norm() < 1e-7
+    likelihood = ObservedLikelihood(X, shrinkage)
+    assert likelihood.gradient(start).norm() > 10
+    assert abs(likelihood.gradient(start)[-1]) > 1
+    assert likelihood.gradient(parameters).norm() < 1e-7
     assert LEAST_DEGREES < parameters.log_degrees.exp() < MOST_DEGREES
     assert np.diff(history).min() > -1e-11
-    root = torch.linalg.cholesky(parameters.covariance)
-    expected = penalised_likelihood(
-        X, parameters.location, root, parameters.log_degrees, shrinkage
-    )
-    assert history[-1] == pytest.approx(float(expected), abs=1e-9)
+    assert history[-1] == pytest.approx(likelihood.of(parameters).item(), abs=1e-9)
 
 
 def test_rows_with_light_tails_drive_the_degrees_up_to_their_bound():
@@ -294,7 +241,7 @@ def test_rows_with_light_tails_drive_the_degrees_up_to_their_bound():
     degrees = [5.0, 50.0, MOST_DEGREES]
     for before, after in zip(degrees, [6.0, 51.0, MOST_DEGREES], strict=True):
         model = FAMILY.model(parameters_of(X.mean(axis=0), np.cov(X.T), before))
-        sums = reduce(add, (FAMILY.expectation(group, model) for group in block_of(X).groups))
+        sums = expectation(FAMILY, X, model)
         assert FAMILY.maximisation(sums).log_degrees.exp().item() >= after * (1 - 1e-14)
 
 
@@ -314,6 +261,19 @@ def test_completed_rows_have_the_conditional_mean_of_the_normal():
         np.testing.assert_allclose(FAMILY.completed(group, model), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(40, 4, 0.4), (60, 15, 0.8)])
+def test_the_weight_of_a_row_is_gamma_with_the_distance_of_its_observed_cells(size):
+    """Shape (nu + p_o) / 2 and rate (nu + delta) / 2, delta with S_oo alone."""
+    X, location, covariance = incomplete(*size)
+    model = FAMILY.model(parameters_of(location, covariance))
+    for group, rows in each_group(X):
+        given = FAMILY.given(group, model)
+        for row, rate in zip(rows, given.rate, strict=True):
+            *_, shape, expected = naive_given(row, location, covariance)
+            assert given.shape == shape
+            assert rate.item() == pytest.approx(expected, rel=1e-11)
+
+
 @pytest.mark.parametrize("last", [-8.2, -1.0, 0.0, 2.0, 7.0])
 def test_draws_given_the_weight_are_normal_with_covariance_c_over_u(last):
     """The last noise is turned into the same quantile of the Gamma of u given x_o."""
@@ -324,9 +284,9 @@ def test_draws_given_the_weight_are_normal_with_covariance_c_over_u(last):
         np.hstack([np.vstack([np.zeros(4), np.eye(4)]), np.full((5, 1), last)])
     )
     for row in X[:12]:
-        o, completed, C, shape, rate = given(row, location, covariance)
-        (group,) = block_of(np.tile(row, (5, 1))).groups
-        drawn = FAMILY.drawn(group, model, noise).numpy()
+        o, completed, C, shape, rate = naive_given(row, location, covariance)
+        group = group_of(row, 5)
+        drawn = FAMILY.drawn(group, FAMILY.given(group, model), noise).numpy()
         np.testing.assert_allclose(drawn[0], completed, atol=1e-12)
         np.testing.assert_allclose(drawn[:, o], np.tile(row[o], (5, 1)), atol=1e-13)
         images = drawn[1:] - drawn[0]
@@ -343,9 +303,9 @@ def test_draws_of_one_missing_cell_follow_the_conditional_t():
     nodes, masses = 8 * nodes, 8 * masses * stats.norm.pdf(8 * nodes)
     noise = np.column_stack([np.ones((len(nodes), 4)), nodes])
     for row in X[np.isnan(X).sum(axis=1) == 1]:
-        o, completed, C, shape, rate = given(row, location, covariance)
-        (group,) = block_of(np.tile(row, (len(nodes), 1))).groups
-        drawn = FAMILY.drawn(group, model, torch.from_numpy(noise)).numpy()
+        o, completed, C, shape, rate = naive_given(row, location, covariance)
+        group = group_of(row, len(nodes))
+        drawn = FAMILY.drawn(group, FAMILY.given(group, model), torch.from_numpy(noise)).numpy()
         spread = (drawn - completed)[:, ~o][:, 0]
         scale = np.sqrt(C[~o, ~o].item() * rate / shape)
         for q in (-3.0, -1.0, 0.5, 2.0):
@@ -360,17 +320,4 @@ def test_draws_from_the_ends_of_the_uniform_grid_are_finite():
     for last in (-8.2096, 8.2096):
         for group, rows in each_group(X):
             noise = torch.full((len(rows), 5), last, dtype=torch.float64)
-            assert FAMILY.drawn(group, model, noise).isfinite().all()
-
-
-def test_each_row_is_drawn_from_its_own_noise():
-    X, location, covariance = incomplete()
-    model = FAMILY.model(parameters_of(location, covariance))
-    rng = np.random.default_rng(3)
-    for group, rows in each_group(X):
-        noise = torch.from_numpy(rng.normal(size=(len(rows), 5)))
-        together = FAMILY.drawn(group, model, noise)
-        for i, row in enumerate(rows):
-            (alone,) = block_of(row[None]).groups
-            expected = FAMILY.drawn(alone, model, noise[i : i + 1])[0]
-            np.testing.assert_allclose(together[i], expected, atol=1e-12)
+            assert FAMILY.drawn(group, FAMILY.given(group, model), noise).isfinite().all()

@@ -41,6 +41,11 @@ class Expectation(NamedTuple):
     completed: np.ndarray
     covariances: np.ndarray
 
+    @property
+    def second(self):
+        """Sum over rows of E[x x' | x_o], (d, d): s2 about zero instead of about location."""
+        return self.completed.T @ self.completed + self.covariances.sum(axis=0)
+
 
 class Fit(NamedTuple):
     """Result of EM; history holds the penalised log-likelihood before each step."""

@@ -2,12 +2,19 @@
 
 import math
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from skbilevel.solvers.em import Evaluation, accelerated_em, extrapolate, stepwise_weight
+from skbilevel.solvers.em import (
+    Evaluation,
+    accelerated_em,
+    extrapolate,
+    stepwise_sums,
+    stepwise_weight,
+)
 from tests.problems import symmetric_matrix
 
 
@@ -31,7 +38,14 @@ class Contraction:
         self.visited.append(theta)
         error = theta - self.fixed_point
         objective = -float(error @ error)
-        return Evaluation(objective, self.image(theta), {"error": float(error.norm())})
+        return Evaluation(objective, self.image(theta), {"error": float(error.norm())}, theta)
+
+
+class RowSums(NamedTuple):
+    """What stepwise EM needs of sums, and a sum that tells the rows apart."""
+
+    n_rows: torch.Tensor
+    table: torch.Tensor
 
 
 class Scripted:
@@ -224,10 +238,10 @@ def test_the_sums_are_those_of_the_last_theta_and_the_solution_is_their_image():
     result = accelerated_em(step, vector(0.0), max_iter=9, tol=0.0)
     assert step.visited == [0.0, 1.0, 2.0, 3.0, 3.0]
     assert result.sums == result.inner.item() == 2.0
-    step = Scripted(0.0, 1.0, 2.0, 1.5, 2.5, 2.5)
+    step = Scripted(0.0, 1.0, 2.0, 1.5, 2.5, 2.5, 2.5)
     result = accelerated_em(step, vector(0.0), max_iter=9, tol=0.1)
     assert result.converged
-    assert result.sums == result.inner.item() - 1 == 4.0
+    assert result.sums == result.inner.item() - 1 == 5.0
 
 
 def test_a_start_that_is_not_feasible_is_refused():
@@ -244,32 +258,97 @@ def test_max_iter_bounds_the_iterations_and_is_no_convergence(max_iter):
     assert result.inner.item() == max_iter + 1
 
 
-@pytest.mark.parametrize(("tol", "n_iter"), [(1.5, 3), (1.0, 4), (0.6, 4), (0.5, 5)])
-def test_the_first_rise_of_less_than_tol_is_convergence(tol, n_iter):
+@pytest.mark.parametrize(("tol", "n_iter"), [(1.5, 4), (1.0, 5), (0.6, 5), (0.5, 6)])
+def test_two_rises_of_less_than_tol_in_a_row_are_convergence(tol, n_iter):
     step = Scripted(0.0, 5.0, 7.0, 8.0, 8.5, 8.75, 8.8)
     result = accelerated_em(step, vector(0.0), max_iter=6, tol=tol)
     assert (result.n_iter, result.converged) == (n_iter, True)
     assert result.history["objective"] == step.objectives[: n_iter + 1]
 
 
-def test_convergence_in_the_last_allowed_iteration_counts():
-    result = accelerated_em(Scripted(0.0, 5.0, 5.0), vector(0.0), max_iter=2, tol=0.1)
+def climb_by(*rises, **kwargs):
+    """The result of EM whose objective rises so, with a tolerance of 1."""
+    step = Scripted(*np.cumsum([0.0, *rises]).tolist())
+    return accelerated_em(step, vector(0.0), max_iter=len(rises), tol=1.0, **kwargs)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_small_rise_between_large_ones_is_no_convergence(window):
+    """However many of them there are."""
+    result = climb_by(*[5.0, 0.25] * 6, window=window)
+    assert (result.n_iter, result.converged) == (12, False)
+
+
+@pytest.mark.parametrize(
+    ("rises", "n_iter"),
+    [
+        ([0.5, 0.5, 9.0], 2),
+        ([0.0, 0.0, 9.0], 2),
+        ([9.0, 0.5, 0.5, 9.0], 3),
+        ([9.0, 0.5, 9.0, 0.5, 0.5, 9.0], 5),
+        ([0.5, 9.0, 0.5, 9.0, 9.0, 0.5, 0.5, 0.5], 7),
+    ],
+)
+def test_the_second_of_two_small_rises_ends_the_loop(rises, n_iter):
+    result = climb_by(*rises)
+    assert (result.n_iter, result.converged) == (n_iter, True)
+
+
+def test_a_small_rise_of_a_candidate_and_one_of_the_plain_image_are_two():
+    """A rejected candidate in between is no iteration."""
+    # Calls: start, image, candidate (small), candidate (rejected), image (small).
+    step = Scripted(0.0, 5.0, 5.5, 5.0, 6.0, 99.0)
+    result = accelerated_em(step, vector(0.0), max_iter=9, tol=1.0)
+    assert result.history["objective"] == [0.0, 5.0, 5.5, 6.0]
     assert result.converged
 
 
-def test_on_step_sees_the_image_of_every_iteration_and_stops_the_loop():
+@pytest.mark.parametrize(("rises", "converged"), [([9.0, 0.5], False), ([9.0, 0.5, 0.5], True)])
+def test_convergence_in_the_last_allowed_iteration_counts(rises, converged):
+    result = climb_by(*rises)
+    assert (result.n_iter, result.converged) == (len(rises), converged)
+
+
+def assert_same_results(left, right):
+    assert torch.equal(left.inner, right.inner)
+    assert left.history == right.history
+    assert (left.n_iter, left.converged) == (right.n_iter, right.converged)
+    assert left.outer is right.outer is None
+    np.testing.assert_array_equal(left.sums, right.sums)
+
+
+@pytest.mark.parametrize(
+    ("problem", "start", "tol", "n_iter"),
+    [
+        (lambda: Contraction(0.9, 0.5, 0.1), vector(0.0, 0.0, 0.0), 1e-12, 6),
+        (lambda: Scripted(0.0, 1.0, 2.0, 1.5, 2.5, 2.51, 2.52), vector(0.0), 0.1, 5),
+    ],
+    ids=["a linear map", "with a rejected candidate"],
+)
+def test_on_step_sees_the_result_of_a_run_that_ends_at_that_iteration(problem, start, tol, n_iter):
+    """And what it has seen does not change any more."""
+    seen = []
+    last = accelerated_em(problem(), start, max_iter=20, tol=tol, on_step=seen.append)
+    assert (last.n_iter, last.converged) == (n_iter, True)
+    assert [result.n_iter for result in seen] == [*range(1, n_iter + 1)]
+    assert [result.converged for result in seen] == [False] * (n_iter - 1) + [True]
+    for result in seen:
+        alone = accelerated_em(problem(), start, max_iter=result.n_iter, tol=tol)
+        assert_same_results(result, alone)
+    assert_same_results(seen[-1], last)
+
+
+def test_on_step_stops_the_loop_at_what_it_has_seen():
     problem, seen = Contraction(0.9, 0.5, 0.1), []
 
-    def on_step(image):
-        seen.append(image)
+    def on_step(result):
+        seen.append(result)
         return len(seen) == 3
 
     result = accelerated_em(problem, problem.start, max_iter=9, tol=0.0, on_step=on_step)
-    assert (result.n_iter, result.converged) == (3, False)
-    assert len(seen) == 3
-    for theta, image in zip(problem.visited[1:], seen, strict=True):
-        assert torch.equal(image, problem.image(theta))
-    assert torch.equal(result.inner, seen[-1])
+    assert (result.n_iter, result.converged) == (len(seen), False) == (3, False)
+    assert_same_results(result, seen[-1])
+    assert torch.equal(result.inner, problem.image(problem.visited[-1]))
 
 
 def test_on_step_is_not_called_for_an_iteration_that_was_undone():
@@ -277,7 +356,7 @@ def test_on_step_is_not_called_for_an_iteration_that_was_undone():
     accelerated_em(
         Scripted(0.0, 1.0, 0.9, 0.95), vector(0.0), max_iter=9, tol=0.0, on_step=seen.append
     )
-    assert [image.item() for image in seen] == [2.0]
+    assert [result.inner.item() for result in seen] == [2.0]
 
 
 def test_the_start_is_left_as_it_was():
@@ -309,13 +388,54 @@ def test_with_exponent_one_the_weight_is_the_share_of_the_rows():
     assert stepwise_weight(5, 20, exponent=1.0) == 20 / 25
 
 
-def test_a_small_rise_is_no_convergence_where_the_next_step_is_bound_to_rise():
-    """The first rises are 1e-4; the bound on the next one keeps the loop alive until it falls."""
-    bounds = iter([1.0, 1.0, 1.0, 0.0, 0.0])
+def stepwise(sizes):
+    """Sums over batches of these sizes one after the other, as the weight of every row in them."""
+    n_rows, seen, total = sum(sizes), 0, None
+    for size in sizes:
+        rows = torch.zeros(n_rows, dtype=torch.float64)
+        rows[seen : seen + size] = 1.0
+        batch = RowSums(rows.sum(), rows)
+        total = batch if total is None else stepwise_sums(total, batch)
+        seen += size
+    return total
 
-    def step(theta):
-        return Evaluation(1e-4 * float(theta[0]), theta + 1, {}, None, next(bounds))
 
-    result = accelerated_em(step, torch.zeros(1), max_iter=50, tol=1e-3, window=0)
-    assert result.converged
-    assert result.n_iter == 3
+@pytest.mark.parametrize("sizes", [[10, 10], [4, 32, 1, 7], [100, 3, 3, 3, 3], [1, 1000]])
+def test_weights_of_rows_add_up_to_the_number_of_rows(sizes):
+    total = stepwise(sizes)
+    assert total.n_rows.item() == pytest.approx(sum(sizes), rel=1e-15)
+    assert total.table.sum().item() == pytest.approx(sum(sizes), rel=1e-14)
+    assert total.table.min() > 0
+
+
+@pytest.mark.parametrize("sizes", [[10, 10], [4, 32, 1, 7]])
+def test_stepwise_sums_are_the_written_formula_per_row(sizes):
+    """s_t / N_t = (1 - w_t) s_(t-1) / N_(t-1) + w_t (batch mean), w_t = (1 + N_(t-1) / n_t)^-0.6.
+
+    Unrolled: a row of batch t has the weight w_t / n_t times all later 1 - w, times N.
+    """
+    seen = np.cumsum(sizes)
+    w = np.append(1.0, (1 + seen[:-1] / sizes[1:]) ** -0.6)
+    later = np.append(np.cumprod((1 - w)[:0:-1])[::-1], 1.0)
+    expected = np.repeat(w * later / sizes, sizes) * seen[-1]
+    np.testing.assert_allclose(stepwise(sizes).table, expected, rtol=1e-13)
+
+
+def test_stepwise_sums_keep_their_type_and_their_arguments():
+    past = RowSums(torch.tensor(4.0), torch.tensor([[1.0, 2.0]]))
+    batch = RowSums(torch.tensor(2.0), torch.tensor([[3.0, 5.0]]))
+    total = stepwise_sums(past, batch)
+    assert type(total) is RowSums
+    w = 3**-0.6
+    expected = 6 * ((1 - w) * np.array([[1.0, 2.0]]) / 4 + w * np.array([[3.0, 5.0]]) / 2)
+    np.testing.assert_allclose(total.table, expected, rtol=1e-6)
+    assert (past.n_rows, past.table.tolist()) == (4.0, [[1.0, 2.0]])
+    assert (batch.n_rows, batch.table.tolist()) == (2.0, [[3.0, 5.0]])
+
+
+def test_sums_of_equal_rows_are_those_of_as_many_rows():
+    """What does not differ from batch to batch is not weighted away."""
+    past, batch = (RowSums(torch.tensor(n), n * torch.eye(2)) for n in (30.0, 7.0))
+    total = stepwise_sums(past, batch)
+    assert total.n_rows.item() == pytest.approx(37, rel=1e-6)
+    np.testing.assert_allclose(total.table, 37 * np.eye(2), rtol=1e-6)

@@ -56,3 +56,34 @@ def test_a_value_without_a_finite_error_is_never_chosen(no_error):
 def test_a_path_without_any_finite_error_is_an_error():
     with pytest.raises(ArithmeticError, match="finite error"):
         trace("ab", [math.nan, math.inf])
+
+
+@pytest.mark.parametrize("n_solved", [1, 2, 3, 4])
+def test_on_step_sees_every_solution_and_ends_the_path_at_the_best_so_far(n_solved):
+    """The solution at which it stops counts."""
+    seen = []
+
+    def on_step(solution):
+        seen.append(solution)
+        return len(seen) == n_solved
+
+    result, calls = trace("abcd", [3.0, 1.0, 2.0, 0.5], on_step=on_step)
+    assert seen == [f"solution {value}" for value in "abcd"[:n_solved]]
+    assert len(calls) == n_solved
+    assert (
+        result
+        == {
+            1: ("a", "solution a"),
+            2: ("b", "solution b"),
+            3: ("b", "solution b"),
+            4: ("d", "solution d"),
+        }[n_solved]
+    )
+
+
+def test_on_step_that_never_stops_changes_nothing_and_sees_the_last_value_of_the_path_too():
+    """That which patience ends as well."""
+    errors, seen = [5.0, 6.0, 4.0, 4.5, 4.5, 1.0, 2.0], []
+    watched, calls = trace("abcdefg", errors, on_step=seen.append)
+    assert (watched, calls) == trace("abcdefg", errors)
+    assert seen == [f"solution {value}" for value in "abcde"]
