@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, logit
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
+
+from skbilevel.tables import (
+    check_numeric,
+    observed_cells,
+    positions,
+    read_numbers,
+    with_columns,
+)
 
 __all__ = ["MECHANISMS", "ampute"]
 
@@ -46,7 +54,8 @@ def ampute(
     Parameters
     ----------
     X : array-like or DataFrame of shape (n_samples, n_features)
-        Real numbers; not modified. NaN cells stay missing, and rates count over the others.
+        Not modified. The columns to ampute are of real numbers. NaN cells stay missing, and
+        rates count over the others.
     mechanism : str, default="mcar"
         A key of `MECHANISMS`. The cell x of an amputed column goes missing
 
@@ -59,14 +68,15 @@ def ampute(
           x' of the second of two `columns`;
         - "circle": when x is beyond `threshold` and its pixel inside a circle; rows are images
           flattened row by row.
-    missing_rate : float in (0, 1), optional
+    missing_rate : float in [0, 1), optional
         Expected share of missing cells in each amputed column; 0.3 by default for "mcar", "mar"
-        and "mnar_logistic". For "mnar_threshold", "censored" and "sector" (its half-width about
-        pi/2), puts the limit at a quantile; cells tied there are hidden at random, so that
-        discrete columns meet the rate too.
-    columns : int, str, sequence of them or boolean mask, optional
-        Columns to ampute, by position or by name in a DataFrame. By default all; for "mar" all
-        but the predictors.
+        and "mnar_logistic", and 0 hides none. For "mnar_threshold", "censored" and "sector" (its
+        half-width about pi/2), puts the limit at a quantile; cells tied there are hidden at
+        random, so that discrete columns meet the rate too.
+    columns : int, str, sequence of them, slice or boolean mask, optional
+        Columns to ampute. As in scikit-learn, strings are names in a DataFrame (the last one of
+        a slice included) and integers are positions, also where names are integers. By default
+        all; for "mar" all but the predictors.
     threshold : float, array-like of one for each amputed column, "mean" or "median", optional
         Values strictly beyond it go missing; statistics are over the observed cells of a column.
         "mean" by default, 0.5 for "circle". Not together with `missing_rate`.
@@ -76,8 +86,8 @@ def ampute(
     slope : float, default=2.0
         Standard deviation of the logit of "mar" or "mnar_logistic" (< 0: low values are hidden).
     predictors : like `columns`, optional
-        Complete columns outside `columns`, for "mar". By default drawn among those, 30 % of all
-        columns, at least one.
+        Complete columns of numbers outside `columns`, for "mar". By default drawn among those,
+        30 % of all columns of numbers, at least one.
     image_shape : (height, width), optional
         For "circle", by default a square.
     center : array-like of shape (2,) or (n_samples, 2), optional
@@ -92,15 +102,16 @@ def ampute(
     -------
     X_missing : ndarray or DataFrame of shape (n_samples, n_features)
         Copy of X as float64 (float32 is kept) with NaN at missing cells. A pandas or polars
-        DataFrame comes back as one, with its index and column names.
+        DataFrame comes back as one, with its index and column names; only its amputed columns
+        are replaced, and the others, of whatever type, are as in X.
     mask : ndarray of bool of shape (n_samples, n_features)
         True where the cell of X_missing is observed.
 
     Raises
     ------
     ValueError
-        If X is not a dense table of real numbers, or a parameter (which the message names) is
-        out of range or does not belong to the mechanism.
+        If the columns to ampute are not a dense table of real numbers, or a parameter (which
+        the message names) is out of range or does not belong to the mechanism.
 
     References
     ----------
@@ -118,7 +129,7 @@ def ampute(
            [ 2., 20.],
            [ 3., nan]])
     """
-    values = check_numbers(X)
+    values, numeric = read_numbers(X)
     complete = values.astype(np.float64)
     rng = check_random_state(random_state)
     given = {
@@ -126,22 +137,25 @@ def ampute(
         "missing_rate": missing_rate,
         "side": side,
         "slope": slope,
-        "predictors": _positions("predictors", predictors, X, values.shape[1]),
+        "predictors": _chosen("predictors", predictors, X, numeric),
         "image_shape": image_shape,
         "center": center,
         "radius": radius,
     }
     given = {name: value for name, value in given.items() if value is not None}
     hide, takes = _checked_mechanism(mechanism, given)
-    chosen = _positions("columns", columns, X, values.shape[1])
+    chosen = _chosen("columns", columns, X, numeric)
+    if chosen is None:
+        check_numeric("without `columns`, X", X, numeric)
     if "predictors" in takes:
-        chosen, causes = _amputed_and_predictors(complete, rng, chosen, given.get("predictors"))
+        causes = given.get("predictors")
+        chosen, causes = _amputed_and_predictors(complete, numeric, rng, chosen, causes)
         given["predictors"] = complete[:, causes]
     chosen = np.arange(values.shape[1]) if chosen is None else chosen
     probability = hide(complete[:, chosen], rng, **given)
     hidden = rng.random_sample(probability.shape) < probability
     values[:, chosen] = np.where(hidden, np.nan, values[:, chosen])
-    return as_type_of(X, values), ~np.isnan(values)
+    return with_columns(X, chosen, values), observed_cells(X, values, numeric)
 
 
 def mcar(X: Array, rng: Rng, *, missing_rate: float = 0.3) -> Array:
@@ -220,7 +234,11 @@ MECHANISMS: dict[str, Mechanism] = {
 
 _PIXEL_SCORES = {"absolute": np.abs, "above": np.positive, "below": np.negative, "all": None}
 _STATISTICS = {"mean": lambda x: np.clip(x.mean(), x.min(), x.max()), "median": np.median}
-_OPEN_RANGES = {"missing_rate": (0, 1), "slope": (-math.inf, math.inf), "radius": (0, math.inf)}
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "missing_rate": ("[0, 1)", lambda rate: 0 <= rate < 1),
+    "slope": ("(-inf, inf)", math.isfinite),
+    "radius": ("(0, inf)", lambda radius: 0 < radius < math.inf),
+}
 
 
 def _by_column(score: Array, probability: Callable[[Array], Array]) -> Array:
@@ -241,7 +259,9 @@ def _highest(score: Array, rate: float) -> Array:
 
 
 def _logistic(score: Array, rate: float) -> Array:
-    """expit(score + b), with the intercept b at which its mean is `rate`."""
+    """expit(score + b), with the intercept b at which its mean is `rate`: -inf for 0."""
+    if rate == 0:
+        return np.zeros_like(score)
     low, high = logit(rate) - score.max() - 1, logit(rate) - score.min() + 1
     return expit(score + brentq(lambda b: expit(score + b).mean() - rate, low, high))
 
@@ -276,17 +296,22 @@ def _disc(shape: tuple[int, ...], image_shape: Any, center: Any, radius: float) 
 
 
 def _amputed_and_predictors(
-    X: Array, rng: Rng, columns: Array | None, predictors: Array | None
+    X: Array, numeric: Array, rng: Rng, columns: Array | None, predictors: Array | None
 ) -> tuple[Array, Array]:
-    """Columns that "mar" amputes and those on which it depends, drawn if not given."""
+    """Columns that "mar" amputes and those on which it depends, drawn if not given.
+
+    A column that does not hold numbers is NaN in X, hence never complete.
+    """
     complete = np.flatnonzero(~np.isnan(X).any(axis=0))
     if predictors is None:
         free = np.setdiff1d(complete, [] if columns is None else columns)
-        predictors = rng.permutation(free)[: max(1, round(0.3 * X.shape[1]))]
+        predictors = rng.permutation(free)[: max(1, round(0.3 * numeric.sum()))]
     if columns is None:
         columns = np.setdiff1d(np.arange(X.shape[1]), predictors)
     if not (predictors.size and columns.size) or np.setdiff1d(predictors, complete).size:
-        raise ValueError("predictors of 'mar' must be complete columns, and leave some to ampute")
+        raise ValueError(
+            "predictors of 'mar' must be complete columns of numbers, and leave some to ampute"
+        )
     if np.intersect1d(columns, predictors).size:
         raise ValueError("predictors and columns of 'mar' must be different columns")
     return columns, predictors
@@ -301,10 +326,10 @@ def _checked_mechanism(mechanism: str, given: dict[str, Any]) -> tuple[Mechanism
         raise ValueError(f"{foreign[0]} does not belong to {mechanism!r}; {sorted(takes)} do")
     if {"threshold", "missing_rate"} <= given.keys():
         raise ValueError("give threshold or missing_rate, not both: each sets the limit")
-    for name in _OPEN_RANGES.keys() & given.keys():
-        low, high = _OPEN_RANGES[name]
-        if not (isinstance(given[name], Real) and low < float(given[name]) < high):
-            raise ValueError(f"{name} must be a number in ({low}, {high}), got {given[name]!r}")
+    for name in _RANGES.keys() & given.keys():
+        interval, contains = _RANGES[name]
+        if not (isinstance(given[name], Real) and contains(float(given[name]))):
+            raise ValueError(f"{name} must be a number in {interval}, got {given[name]!r}")
     return function, takes
 
 
@@ -314,37 +339,10 @@ def _one_of(parameter: str, name: Any, choices: dict[str, Any]) -> Any:
     return choices[name]
 
 
-def _positions(parameter: str, columns: Any, X: Any, n_features: int) -> Array | None:
-    """Numbers of the columns given by position, name or boolean mask, in that order."""
+def _chosen(parameter: str, columns: Any, X: Any, numeric: Array) -> Array | None:
+    """Positions of the columns, which have to hold numbers; None for None."""
     if columns is None:
         return None
-    chosen = np.ravel(columns)
-    if chosen.dtype == bool:
-        if len(chosen) != n_features:
-            raise ValueError(f"{parameter} masks {len(chosen)} columns, X has {n_features}")
-        chosen = np.flatnonzero(chosen)
-    names = {name: j for j, name in enumerate(getattr(X, "columns", ())) if isinstance(name, str)}
-    position = {j: j % n_features for j in range(-n_features, n_features)} | names
-    unknown = [column for column in chosen.tolist() if column not in position]
-    if unknown:
-        raise ValueError(f"{parameter}: {unknown[0]!r} is not one of X's {n_features} columns")
-    found = [position[column] for column in chosen.tolist()]
-    if not 0 < len(found) == len(set(found)):
-        raise ValueError(f"{parameter} must be at least one column, each once, got {columns!r}")
-    return np.array(found)
-
-
-def check_numbers(X: Any, name: str = "X") -> Array:
-    """Floating-point copy of a dense real table, NaN where missing; the error says `name`."""
-    try:
-        values = check_array(X, dtype="numeric", ensure_all_finite="allow-nan", input_name=name)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a dense table of real numbers: {error}") from error
-    return values.astype(np.float32 if values.dtype == np.float32 else np.float64)
-
-
-def as_type_of(X: Any, values: Array) -> Any:
-    """`values` as a DataFrame like X, with its index and column names; else the array itself."""
-    if hasattr(X, "iloc"):
-        return type(X)(values, index=X.index, columns=X.columns)
-    return type(X)(values, schema=X.columns) if hasattr(X, "schema") else values
+    chosen = positions(parameter, columns, X, len(numeric))
+    check_numeric(parameter, X, numeric, chosen)
+    return chosen

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from pyampute.ampute import MultivariateAmputation
 from scipy import sparse
 from scipy.stats import norm
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.utils import check_random_state
 
@@ -17,7 +18,7 @@ from skbilevel.amputation import MECHANISMS, ampute
 from skbilevel.datasets import make_correlated_gaussian, make_ring
 
 WITH_RATE = ["mcar", "mar", "mnar", "mnar_threshold", "mnar_logistic", "censored", "sector"]
-rates = st.floats(0.02, 0.98)
+rates = st.one_of(st.just(0.0), st.floats(0.02, 0.98))
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -515,6 +516,172 @@ def test_one_column_may_be_given_as_a_scalar():
 def test_integer_labels_of_a_frame_are_positions():
     X = pd.DataFrame(normal_table(d=3), columns=[10, 0, 1])
     assert ampute(X, "mnar", columns=[0])[1].all(axis=0).tolist() == [False, True, True]
+    assert ampute(X, "mnar", columns=-1)[1].all(axis=0).tolist() == [True, True, False]
+    with pytest.raises(ValueError, match="columns: 10 is not one of X's 3 columns"):
+        ampute(X, columns=[10])
+
+
+def test_strings_of_digits_are_names():
+    X = pd.DataFrame(normal_table(d=3), columns=["2", "0", "1"])
+    for columns, amputed in ([["0"], 1], [["2", 2], 0]):
+        mask = ampute(X, "mnar", columns=columns)[1]
+        assert not mask[:, amputed].all() and mask[:, 1 - amputed].all()
+
+
+def test_a_name_of_two_columns_is_refused():
+    X = pd.DataFrame(normal_table(d=3), columns=["a", "b", "a"])
+    with pytest.raises(ValueError, match="unique column names"):
+        ampute(X, columns="b")
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        (slice(1, 3), [1, 2]),
+        (slice(0, None, 2), [0, 2]),
+        (slice(-2, None), [2, 3]),
+        (slice("b", "c"), [1, 2]),
+        (slice("c", None), [2, 3]),
+        (slice(None, "b"), [0, 1]),
+        (slice(None), [0, 1, 2, 3]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_slices_choose_as_those_of_scikit_learn(columns, chosen, frame):
+    X = frame(dict(zip("abcd", normal_table(d=4).T, strict=True)))
+    transformer = ColumnTransformer([("chosen", "passthrough", columns)]).fit(X)
+    assert transformer.transformers_[0][2] == columns
+    names = transformer.get_feature_names_out()
+    assert [name.removeprefix("chosen__") for name in names] == ["abcd"[j] for j in chosen]
+    mask = ampute(X, "mnar", columns=columns)[1]
+    assert np.flatnonzero(~mask.all(axis=0)).tolist() == chosen
+
+
+MIXED = {
+    "name": ["u", "v", None, "w"] * 10,
+    "a": np.arange(40.0) % 7,
+    "count": np.arange(40) % 5,
+    "b": np.arange(40.0) % 11,
+    "c": (np.arange(40.0) ** 2 % 13).astype(np.float32),
+}
+NUMBERS = ["a", "count", "b", "c"]
+STRANGE = {
+    "category": pd.Series(pd.Categorical([1, 2, 3, 4] * 10)),
+    "digits": pd.Series(["1", "2"] * 20),
+    "day": pd.Series(pd.date_range("2020-01-01", periods=40)),
+    "nullable": pd.Series(["x", None] * 20, dtype="string"),
+    "complex": pd.Series(np.arange(40) * 1j),
+    "mixed": pd.Series([1.0, "x"] * 20, dtype=object),
+}
+
+
+def frames_of(data):
+    index = [10] * len(data["a"])
+    return [pd.DataFrame(data, index=index), pl.DataFrame(data)]
+
+
+def column_of(X, name):
+    return np.asarray(X[name].to_list() if isinstance(X, pl.DataFrame) else X[name])
+
+
+@pytest.mark.parametrize("X", frames_of(MIXED), ids=["pandas", "polars"])
+@pytest.mark.parametrize(
+    ("mechanism", "columns"),
+    [("mcar", ["a", "b"]), ("mnar", ["b"]), ("mar", ["b", "a"]), ("mnar_logistic", NUMBERS)],
+)
+def test_columns_that_are_not_amputed_pass_through_untouched(X, mechanism, columns):
+    before = X.copy() if isinstance(X, pd.DataFrame) else X.clone()
+    X_missing, mask = ampute(X, mechanism, columns=columns, random_state=0)
+    assert type(X_missing) is type(X) and list(X_missing.columns) == list(X.columns)
+    for j, name in enumerate(X.columns):
+        if name in columns:
+            np.testing.assert_array_equal(mask[:, j], ~np.isnan(column_of(X_missing, name)))
+            assert not mask[:, j].all()
+            kept = column_of(X_missing, name)[mask[:, j]]
+            np.testing.assert_array_equal(kept, column_of(X, name)[mask[:, j]])
+        else:
+            assert X_missing[name].dtype == X[name].dtype
+            assert X_missing[name].to_list() == X[name].to_list()
+            np.testing.assert_array_equal(mask[:, j], [c is not None for c in X[name].to_list()])
+    assert before.equals(X)
+    if isinstance(X, pd.DataFrame):
+        assert X_missing.index.equals(X.index)
+
+
+@pytest.mark.parametrize("X", frames_of(MIXED), ids=["pandas", "polars"])
+@pytest.mark.parametrize("mechanism", ["mcar", "mar", "mnar", "mnar_logistic", "censored"])
+def test_columns_of_text_do_not_change_the_mask_of_the_others(X, mechanism):
+    keywords = {"missing_rate": 0.4, "columns": ["a", "b"], "random_state": 3}
+    mask = ampute(X, mechanism, **keywords)[1]
+    expected = ampute(X[NUMBERS], mechanism, **keywords)[1]
+    np.testing.assert_array_equal(mask[:, 1:], expected)
+
+
+@pytest.mark.parametrize("X", frames_of(MIXED), ids=["pandas", "polars"])
+def test_a_frame_keeps_the_precision_of_each_column(X):
+    X_missing = ampute(X, columns=["b", "c"], random_state=0)[0]
+    assert str(X_missing["b"].dtype).lower() == "float64"
+    assert str(X_missing["c"].dtype).lower() == "float32"
+    assert str(X_missing["count"].dtype).lower() == "int64"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("strange", STRANGE)
+def test_mar_is_driven_by_columns_of_numbers_only(strange, seed):
+    X = pd.DataFrame({"s": STRANGE[strange], "a": MIXED["a"], "b": MIXED["b"]})
+    mask = ampute(X, "mar", columns="b", slope=1e6, random_state=seed)[1]
+    hidden = ~mask[:, 2]
+    lowest, highest = np.sort(X["a"])[[0, -1]]
+    by_a = {value: hidden[X["a"] == value].mean() for value in (lowest, highest)}
+    assert set(by_a.values()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_what_is_not_a_number_is_neither_amputed_nor_a_predictor(strange):
+    X = pd.DataFrame({"a": MIXED["a"], "s": STRANGE[strange], "b": MIXED["b"]})
+    for mechanism in ("mcar", "mar"):
+        with pytest.raises(
+            ValueError, match=r"X must be a dense table of real .* \['s'\] are not"
+        ):
+            ampute(X, mechanism)
+    with pytest.raises(ValueError, match=r"columns must be .* numbers: \['s'\] are not"):
+        ampute(X, columns=["a", "s"])
+    with pytest.raises(ValueError, match=r"predictors must be .* numbers: \['s'\] are not"):
+        ampute(X, "mar", columns="a", predictors="s")
+    with pytest.raises(ValueError, match="complete columns of numbers, and leave some to ampute"):
+        ampute(X[["a", "s"]], "mar", columns="a")
+
+
+def test_polars_columns_that_are_not_numbers_are_named():
+    X = pl.DataFrame(
+        {"a": [1.0, 2.0], "text": ["1", "2"], "kind": pl.Series(["u", "v"], dtype=pl.Categorical)}
+    )
+    with pytest.raises(ValueError, match=r"\['text', 'kind'\] are not"):
+        ampute(X)
+    assert ampute(X, columns="a", missing_rate=0.9, random_state=0)[0]["text"].to_list() == [
+        *("1", "2")
+    ]
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_booleans_and_objects_that_are_numbers_are_amputed(frame):
+    X = frame({"flag": [True, False, True, False], "whole": [1, 2, 3, 9]})
+    np.testing.assert_array_equal(ampute(X, "mnar")[1][:, 0], [False, True, False, True])
+    if frame is pd.DataFrame:
+        X = X.astype(object)
+        X.iloc[0, 1] = None
+        assert ampute(X, "mnar")[1][:, 1].tolist() == [False, True, True, False]
+
+
+def test_a_rate_of_zero_hides_nothing():
+    X = normal_table()
+    for mechanism in WITH_RATE:
+        X_missing, mask = ampute(X, mechanism, missing_rate=0, **arguments(mechanism)[1])
+        assert mask.all()
+        np.testing.assert_array_equal(X_missing, X)
+    holes = with_holes(X)
+    np.testing.assert_array_equal(ampute(holes, missing_rate=0.0)[1], ~np.isnan(holes))
 
 
 def test_a_column_without_observed_cells_stays_empty():
@@ -558,6 +725,8 @@ def test_any_table_of_numbers_can_be_amputed(X, mechanism, seed):
         np.zeros((2, 2, 2)),
         sparse.csr_array(np.eye(3)),
         pd.DataFrame({"a": ["x", "y"]}),
+        np.array([["2020-01-01"]], dtype="datetime64[D]"),
+        [[10**400]],
         None,
     ],
 )
@@ -628,8 +797,7 @@ def test_threshold_and_rate_together_are_refused(mechanism):
 @pytest.mark.parametrize(
     ("mechanism", "keywords", "message"),
     [
-        ("mcar", {"missing_rate": 0}, "missing_rate must be a number in"),
-        ("mcar", {"missing_rate": 1.0}, "missing_rate must be a number in"),
+        ("mcar", {"missing_rate": 1.0}, r"missing_rate must be a number in \[0, 1\)"),
         ("mcar", {"missing_rate": -0.1}, "missing_rate"),
         ("mcar", {"missing_rate": np.nan}, "missing_rate"),
         ("mcar", {"missing_rate": "0.3"}, "missing_rate"),
@@ -638,6 +806,10 @@ def test_threshold_and_rate_together_are_refused(mechanism):
         ("mcar", {"columns": [-7]}, "columns: -7"),
         ("mcar", {"columns": "a"}, "columns: 'a'"),
         ("mcar", {"columns": [0.5]}, "columns: 0.5"),
+        ("mcar", {"columns": [1.0]}, "columns: 1.0"),
+        ("mcar", {"columns": [0, True]}, "columns: True"),
+        ("mcar", {"columns": slice(3, 3)}, "columns must be at least one column"),
+        ("mcar", {"columns": slice("a", None)}, "columns: 'a'"),
         ("mcar", {"columns": [True, False]}, "columns masks 2 columns, X has 6"),
         ("mcar", {"columns": []}, "columns must be at least one column"),
         ("mcar", {"columns": [False] * 6}, "columns must be at least one column"),

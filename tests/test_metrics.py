@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.utils import check_random_state
 
 from skbilevel.amputation import ampute
@@ -511,6 +512,148 @@ def test_several_metrics_in_one_search():
     assert (search.cv_results_["mean_test_rmse"] < search.cv_results_["mean_test_mae"]).all()
 
 
+def mixed(n=80):
+    X = incomplete(n, d=3)
+    text = np.array(["u", "v", "w", "x"] * (n // 4), dtype=object)
+    return {"text": text, "a": X[:, 0], "b": X[:, 1], "c": X[:, 2]}
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize(
+    "rest",
+    ["drop", "passthrough", OneHotEncoder(sparse_output=False)],
+    ids=["drop", "as is", "hot"],
+)
+@pytest.mark.parametrize("output", ["default", "frame"])
+def test_columns_of_text_do_not_change_the_score(frame, rest, output):
+    X, scorer = frame(mixed()), make_masked_scorer(n_repeats=2, random_state=0)
+    numbers = X[["a", "b", "c"]]
+    model = ColumnTransformer(
+        [("numbers", KNNImputer(), ["b", "c", "a"]), ("text", rest, ["text"])],
+        verbose_feature_names_out=False,
+    )
+    if output == "frame":
+        model.set_output(transform="pandas" if frame is pd.DataFrame else "polars")
+    expected = scorer(KNNImputer().fit(numbers), numbers)
+    assert scorer(model.fit(X), X) == pytest.approx(expected, rel=1e-12)
+
+
+def test_frames_without_numbers_and_arrays_of_text_cannot_be_scored():
+    scorer = make_masked_scorer(random_state=0)
+    model = SimpleImputer(strategy="most_frequent")
+    X = pd.DataFrame({"s": ["u", "v"], "t": ["x", "y"]}, dtype=object)
+    with pytest.raises(ValueError, match="X has no column of numbers"):
+        scorer(model.fit(X), X)
+    X = np.array([["u", 1.0], ["v", 2.0]], dtype=object)
+    with pytest.raises(ValueError, match="X must be a dense table of real numbers"):
+        scorer(model.fit(X), X)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (lambda imputer: imputer, "missing_values"),
+        (
+            lambda imputer: make_pipeline(StandardScaler(), imputer),
+            "simpleimputer__missing_values",
+        ),
+        (
+            lambda imputer: make_pipeline(make_union(imputer, SimpleImputer())),
+            "featureunion__simpleimputer-1__missing_values",
+        ),
+        (
+            lambda imputer: ColumnTransformer([("fill", imputer, [0, 1, 2, 3])]),
+            "fill__missing_values",
+        ),
+    ],
+    ids=["imputer", "pipeline", "union", "columns"],
+)
+@pytest.mark.parametrize("marker", [-999.0, 0, None, "?"])
+def test_another_marker_of_missing_cells_than_nan_is_refused_by_name(wrap, name, marker):
+    model, scorer = wrap(SimpleImputer(missing_values=marker)), make_masked_scorer(random_state=0)
+    message = f"^{name} must be NaN for a masked scorer, got {re.escape(repr(marker))}$"
+    with pytest.raises(ValueError, match=message):
+        scorer(model, table())
+
+
+@pytest.mark.parametrize("marker", [np.nan, float("nan"), np.float32("nan"), pd.NA])
+def test_every_spelling_of_nan_marks_missing_cells(marker):
+    X, scorer = incomplete(), make_masked_scorer(random_state=0)
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    model = SimpleImputer(missing_values=marker).fit(frame)
+    assert scorer(model, frame) == scorer(SimpleImputer().fit(frame), frame)
+
+
+# ------------------------------------------------------------------------------ extreme values
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_float32_up_to_its_largest_value_is_scored_in_float64(scale):
+    X = np.array([[LARGEST], [-LARGEST], [0.0]], dtype=np.float32)
+    mask = np.zeros(X.shape, dtype=bool)
+    unit = LARGEST * np.sqrt(2 / 3) if scale is None else 1.0
+    residual = np.array([2, 2, 0]) * LARGEST / unit
+    rmse = imputation_rmse(X, X[[1, 0, 2]], mask, scale=scale)
+    assert rmse == pytest.approx(np.sqrt(np.mean(residual**2)), rel=1e-12)
+    mae = imputation_mae(X, X[[1, 0, 2]], mask, scale=scale)
+    assert mae == pytest.approx(residual.mean(), rel=1e-12)
+    draws = np.stack([X, X[[1, 0, 2]]])
+    crps = imputation_crps(X, draws, mask, scale=scale, fair=False)
+    assert crps == pytest.approx(residual.mean() / 4, rel=1e-12)
+    # The 0.35 quantile is 0.05 of the way from the lower draw to the upper one.
+    assert interval_coverage(X, draws, mask, 0.3) == pytest.approx(1 / 3)
+    squared = row_normalized_loss(X, X[[1, 0, 2]], mask, "squared")
+    assert squared == pytest.approx(2 * (2 * LARGEST) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-170, 1e170, 1e300])
+def test_default_units_neither_over_nor_underflow(factor):
+    X, Z, mask = problem()
+    for metric in (imputation_rmse, imputation_mae):
+        assert metric(X * factor, Z * factor, mask) == pytest.approx(metric(X, Z, mask), rel=1e-12)
+    draws = np.stack([Z, X + 1.0])
+    expected = imputation_crps(X, draws, mask)
+    assert imputation_crps(X * factor, draws * factor, mask) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e300])
+def test_the_masked_score_does_not_depend_on_extreme_units(factor):
+    X, scorer = incomplete(), make_masked_scorer(random_state=0)
+    expected = scorer(SimpleImputer().fit(X), X)
+    assert scorer(SimpleImputer().fit(X * factor), X * factor) == pytest.approx(expected)
+
+
+def test_errors_beyond_float64_are_refused_by_name():
+    X = np.array([[1e308, 1.0], [-1e308, 2.0]])
+    mask = np.zeros(X.shape, dtype=bool)
+    for metric in (imputation_rmse, imputation_mae, row_normalized_loss):
+        with pytest.raises(ValueError, match=f"{metric.__name__} overflows float64"):
+            metric(X, -X, mask)
+    with pytest.raises(ValueError, match="row_normalized_loss overflows"):
+        row_normalized_loss(X * 1e-100, -X * 1e-100, mask, "squared")
+    with pytest.raises(ValueError, match="imputation_rmse overflows"):
+        imputation_rmse(X * 1e-100, -X * 1e-100, mask, scale=1.0)
+    with pytest.raises(ValueError, match="imputation_crps overflows"):
+        imputation_crps(X, [-X, -X], mask)
+    with pytest.raises(ValueError, match="interval_coverage overflows"):
+        interval_coverage(X, [X, -X], mask, 0.3)
+
+
+class Explodes(Recorder):
+    def transform(self, X):
+        return super().transform(np.asarray(X, dtype=float)) + np.isnan(X) * 1e308
+
+
+def test_a_masked_score_beyond_float64_is_refused():
+    X, scorer = incomplete(), make_masked_scorer(scale=[1e-3] * 4, random_state=0)
+    with pytest.raises(ValueError, match="imputation_rmse overflows float64"):
+        scorer(Explodes().fit(X), X)
+    with pytest.raises(ValueError, match=r"the output of transform must be .* infinity"):
+        scorer(Recorder(np.inf).fit(X), X)
+
+
 # -------------------------------------------------------------------------------------- errors
 
 
@@ -614,7 +757,7 @@ def test_what_cannot_be_scored_is_told():
         scorer(StandardScaler().fit(X), X)
     with pytest.raises(ValueError, match="get_feature_names_out"):
         scorer(FunctionTransformer(lambda X: np.nan_to_num(X)[:, :2]).fit(X), X)
-    with pytest.raises(ValueError, match="no column that is named as one of X"):
+    with pytest.raises(ValueError, match="no column of numbers that is named as one of X"):
         scorer(make_pipeline(SimpleImputer(), PCA()).fit(X), X)
     with pytest.raises(ValueError, match="no row with two observed cells"):
         scorer(SimpleImputer().fit(X[:, :1]), X[:, :1])

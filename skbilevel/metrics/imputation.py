@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbilevel.amputation import check_numbers
+from skbilevel.tables import check_numbers
 
 Array = NDArray[Any]
 
@@ -61,9 +61,12 @@ def row_normalized_loss(
     truth, missing = _truth(X_true, mask, at_least=0)
     if loss not in _LOSSES:
         raise ValueError(f"loss must be one of {list(_LOSSES)}, got {loss!r}")
-    residual = np.zeros(truth.shape)
-    residual[missing] = _at(missing, X_imputed, "X_imputed") - truth[missing]
-    return float(np.sum(_LOSSES[loss](residual).sum(axis=1) / np.maximum(missing.sum(axis=1), 1)))
+    imputed = _at(missing, X_imputed, "X_imputed")
+    losses = np.zeros(truth.shape)
+    with unwarned():
+        losses[missing] = _LOSSES[loss](imputed - truth[missing])
+        total = np.sum(losses.sum(axis=1) / np.maximum(missing.sum(axis=1), 1))
+    return float(finite("row_normalized_loss", total))
 
 
 def imputation_rmse(
@@ -92,7 +95,7 @@ def imputation_rmse(
     >>> imputation_rmse([[0.0], [2.0]], [[0.0], [5.0]], [[True], [False]])
     3.0
     """
-    return ERRORS["rmse"](_residual(X_true, X_imputed, mask, scale))
+    return _pooled("rmse", X_true, X_imputed, mask, scale)
 
 
 def imputation_mae(
@@ -120,7 +123,7 @@ def imputation_mae(
     >>> imputation_mae([[0.0], [2.0]], [[0.0], [5.0]], [[True], [False]], scale=1.0)
     3.0
     """
-    return ERRORS["mae"](_residual(X_true, X_imputed, mask, scale))
+    return _pooled("mae", X_true, X_imputed, mask, scale)
 
 
 def imputation_crps(
@@ -173,9 +176,11 @@ def imputation_crps(
     n = len(ordered)
     if fair and n < 2:
         raise ValueError("draws must be two or more where fair=True")
-    pairs = (2 * np.arange(1, n + 1) - n - 1) @ ordered
-    energy = np.abs(ordered - truth[missing]).mean(axis=0) - pairs / (n * (n - 1 if fair else n))
-    return float(np.mean(energy / _scale(truth, scale, missing)))
+    unit = _scale(truth, scale, missing)
+    with unwarned():
+        pairs = (2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * (n - 1 if fair else n))
+        score = np.mean((np.abs(ordered - truth[missing]).mean(axis=0) - pairs) / unit)
+    return float(finite("imputation_crps", score))
 
 
 def interval_coverage(
@@ -228,7 +233,9 @@ def interval_coverage(
                 f"covers {(len(sample) - 1) / (len(sample) + 1):.3g}.",
                 stacklevel=2,
             )
-        lower, upper = np.quantile(sample, [tail, 1 - tail], axis=0, method="weibull")
+        with unwarned():
+            bounds = np.quantile(sample, [tail, 1 - tail], axis=0, method="weibull")
+        lower, upper = finite("an interval of interval_coverage", bounds)
     return float(np.mean((lower <= truth[missing]) & (truth[missing] <= upper)))
 
 
@@ -252,6 +259,7 @@ def _at(missing: Array, X: ArrayLike, name: str) -> Array:
 
 
 def without_nan(name: str, cells: Array) -> Array:
+    """Imputed cells in float64; an error that says `name` if one was not imputed."""
     if np.isnan(cells).any():
         raise ValueError(f"{name} must not be NaN at missing cells")
     return cells.astype(np.float64)
@@ -265,10 +273,30 @@ def _draws_at(missing: Array, draws: ArrayLike) -> Array:
     return without_nan("draws", check_numbers(values[:, missing], "draws"))
 
 
-def _residual(X_true: ArrayLike, X_imputed: ArrayLike, mask: ArrayLike, scale: Any) -> Array:
+def _pooled(
+    error: str, X_true: ArrayLike, X_imputed: ArrayLike, mask: ArrayLike, scale: Any
+) -> float:
     truth, missing = _truth(X_true, mask)
-    residual = _at(missing, X_imputed, "X_imputed") - truth[missing]
-    return residual / _scale(truth, scale, missing)
+    imputed = _at(missing, X_imputed, "X_imputed")
+    return pooled_error(error, imputed, truth[missing], _scale(truth, scale, missing))
+
+
+def pooled_error(error: str, imputed: Array, truth: Array, unit: Array) -> float:
+    """That of `ERRORS` over cells, each in its unit."""
+    with unwarned():
+        return float(finite(f"imputation_{error}", ERRORS[error]((imputed - truth) / unit)))
+
+
+def unwarned() -> np.errstate:
+    """Silence for arithmetic whose result goes to `finite`, which tells more than a warning."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+def finite(name: str, values: Any) -> Any:
+    """`values`, or an error that says `name` if one of them overflowed."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} overflows float64: errors are too large for it; rescale X")
+    return values
 
 
 def _scale(truth: Array, scale: Any, missing: Array) -> Array:
@@ -282,10 +310,17 @@ def _scale(truth: Array, scale: Any, missing: Array) -> Array:
 def deviations(X: Array) -> Array:
     """Population standard deviation of the known cells of each column; 1 if they are equal."""
     known = [column[~np.isnan(column)] for column in X.T]
-    return np.array([x.std() if x.size and np.ptp(x) > 0 else 1.0 for x in known])
+    return np.array([_deviation(x) if x.size and x.min() < x.max() else 1.0 for x in known])
+
+
+def _deviation(x: Array) -> float:
+    """Deviation of x brought below 1 by a power of two, by which no square over- or underflows."""
+    exponent = np.frexp(np.abs(x).max())[1]
+    return np.ldexp(np.ldexp(x, -exponent).std(), exponent)
 
 
 def check_fraction(name: str, value: Any) -> float:
+    """A number strictly between 0 and 1."""
     if not (isinstance(value, Real) and 0 < float(value) < 1):
         raise ValueError(f"{name} must be a number in (0, 1), got {value!r}")
     return float(value)

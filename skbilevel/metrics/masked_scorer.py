@@ -1,15 +1,21 @@
 """A scorer of imputers that needs neither y nor the truth."""
 
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
-from skbilevel.amputation import as_type_of, check_numbers
-from skbilevel.metrics.imputation import ERRORS, Array, check_fraction, deviations, without_nan
+from skbilevel.metrics.imputation import (
+    ERRORS,
+    check_fraction,
+    deviations,
+    pooled_error,
+    without_nan,
+)
+from skbilevel.tables import Array, check_numbers, read_numbers, select, with_columns
 
 
 def make_masked_scorer(
@@ -27,7 +33,8 @@ def make_masked_scorer(
     ``verbose_feature_names_out=False``, so that its columns keep their names). The truth of a
     hidden cell is what ``transform`` gives when it is not hidden: its value for an imputer, its
     rescaled value after a scaler. Columns are matched by feature names: extra columns
-    (indicators) are ignored, and cells of dropped columns do not count.
+    (indicators) are ignored, and cells of dropped columns do not count. Nor do columns of a
+    DataFrame that do not hold numbers: nothing is hidden in them.
 
     Parameters
     ----------
@@ -88,23 +95,45 @@ class MaskedScorer:
 
     def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
         """Score a fitted transformer on X; y is not used."""
-        values = check_numbers(X)
-        rng = check_random_state(self.seed)
-        truth = _transformed(estimator, X, values.shape[1])
+        _check_marks_missing_by_nan(estimator)
+        values, numeric = read_numbers(X)
+        if not numeric.any():
+            raise ValueError("X has no column of numbers: there is no cell to hide")
+        truth = _transformed(estimator, X, numeric)
         truth[np.isnan(values)] = np.nan
         unit = deviations(truth) if self.scale is None else np.array(self.scale)
         if unit.shape != (values.shape[1],):
             raise ValueError(f"scale must have one unit for each of {values.shape[1]} columns")
+        rng = check_random_state(self.seed)
         errors = []
         for _ in range(self.n_repeats):
-            hidden = _hidden_cells(~np.isnan(values), self.fraction, rng)
-            reduced = as_type_of(X, np.where(hidden, np.nan, values))
-            residual = (_transformed(estimator, reduced, values.shape[1]) - truth) / unit
-            cells = hidden & ~np.isnan(truth)
-            if not cells.any():
-                raise ValueError("all hidden cells are in columns that the estimator dropped")
-            errors.append(ERRORS[self.metric](without_nan("transform(X)", residual[cells])))
+            hidden = np.zeros(values.shape, dtype=bool)
+            hidden[:, numeric] = _hidden_cells(~np.isnan(values[:, numeric]), self.fraction, rng)
+            reduced = np.where(hidden, np.nan, values)
+            reduced = with_columns(X, np.flatnonzero(numeric), reduced)
+            imputed = _transformed(estimator, reduced, numeric)
+            errors.append(self._error(imputed, truth, unit, hidden))
         return -float(np.mean(errors))
+
+    def _error(self, imputed: Array, truth: Array, unit: Array, hidden: Array) -> float:
+        cells = hidden & ~np.isnan(truth)
+        if not cells.any():
+            raise ValueError("all hidden cells are in columns that the estimator dropped")
+        filled = without_nan("transform(X)", imputed[cells])
+        return pooled_error(
+            self.metric, filled, truth[cells], np.broadcast_to(unit, cells.shape)[cells]
+        )
+
+
+def _check_marks_missing_by_nan(estimator: Any) -> None:
+    """Cells are hidden by NaN, which is a value like others to an imputer of -999."""
+    if not hasattr(estimator, "transform"):
+        raise TypeError(f"a masked scorer needs transform, which {estimator!r} does not have")
+    parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
+    for name, value in parameters.items():
+        is_nan = value != value if isinstance(value, Real) else type(value).__name__ == "NAType"
+        if name.split("__")[-1] == "missing_values" and not is_nan:
+            raise ValueError(f"{name} must be NaN for a masked scorer, got {value!r}")
 
 
 def _hidden_cells(observed: Array, fraction: float, rng: np.random.RandomState) -> Array:
@@ -119,21 +148,20 @@ def _hidden_cells(observed: Array, fraction: float, rng: np.random.RandomState) 
     return key <= np.sort(key, axis=None)[n_hidden - 1]
 
 
-def _transformed(estimator: Any, X: Any, n_features: int) -> Array:
-    """transform(X) with the columns of X, in their order; NaN in those that were dropped."""
-    if not hasattr(estimator, "transform"):
-        raise TypeError(f"a masked scorer needs transform, which {estimator!r} does not have")
-    output = check_numbers(estimator.transform(X), "the output of transform")
-    inputs = list(getattr(estimator, "feature_names_in_", [f"x{j}" for j in range(n_features)]))
+def _transformed(estimator: Any, X: Any, numeric: Array) -> Array:
+    """transform(X) with the columns of X, in their order; NaN in those not numeric or dropped."""
+    output = estimator.transform(X)
+    inputs = list(getattr(estimator, "feature_names_in_", [f"x{j}" for j in range(len(numeric))]))
     try:
         names = list(estimator.get_feature_names_out())
     except AttributeError as error:
-        if output.shape[1] != n_features:
+        if output.shape[1] != len(numeric):
             raise ValueError("transform changes columns: needs get_feature_names_out") from error
         names = inputs
-    kept = [j for j, name in enumerate(inputs) if name in names]
+    kept = [j for j in np.flatnonzero(numeric) if inputs[j] in names]
     if not kept:
-        raise ValueError("transform gives no column that is named as one of X")
-    aligned = np.full((len(output), n_features), np.nan)
-    aligned[:, kept] = output[:, [names.index(inputs[j]) for j in kept]]
+        raise ValueError("transform gives no column of numbers that is named as one of X")
+    found = select(output, [names.index(inputs[j]) for j in kept])
+    aligned = np.full((len(found), len(numeric)), np.nan)
+    aligned[:, kept] = check_numbers(found, "the output of transform")
     return aligned
