@@ -29,6 +29,8 @@ from skbilevel.objectives.family import (
 from skbilevel.solvers.em import EMResult, Evaluation, accelerated_em
 
 GroupSums = Callable[[RowGroup], Any]
+# Nothing here is differentiated; without autograd's book-keeping small kernels save a tenth.
+_no_autograd = torch.inference_mode
 
 
 def total(rows: StandardizedRows, sums: GroupSums, n_jobs: int | None = None) -> Any:
@@ -41,6 +43,7 @@ def total(rows: StandardizedRows, sums: GroupSums, n_jobs: int | None = None) ->
     return reduce(add, informative) if informative else None
 
 
+@_no_autograd()
 def _block_total(rows: StandardizedRows, index: int, sums: GroupSums) -> Any:
     with single_thread():
         informative = (
@@ -92,6 +95,7 @@ def maximum_likelihood(
 
     expectation = _expectation_of_all(family, rows, n_jobs)
 
+    @_no_autograd()
     def evaluate(theta: torch.Tensor) -> Evaluation:
         model = family.model(family.unpack(theta, start))
         sums = expectation(model)
@@ -130,6 +134,7 @@ def _expectation_of_all(
     return lambda model: total(rows, lambda group: family.expectation(group, model), n_jobs)
 
 
+@_no_autograd()
 def in_row_order(block: RowBlock, of_group: Callable[[RowGroup], Any]) -> np.ndarray:
     """Concatenate ``of_group(group)`` over groups and restore the order of the rows."""
     with single_thread():
@@ -159,6 +164,7 @@ def completed_rows(
     return rows
 
 
+@_no_autograd()
 def drawn_rows(
     family: Family,
     model: Any,

@@ -7,6 +7,7 @@ cells are missing at random, but all of them fall into at most d + 1 groups.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,10 +48,12 @@ class RowGroup:
         """Number of observed cells in each row."""
         return self.values.shape[1] - self.n_missing
 
+    @cached_property
     def count(self) -> Tensor:
         """Number b of rows, as a sum that others are added to; shape ()."""
         return torch.tensor(float(len(self.values)), dtype=self.values.dtype)
 
+    @cached_property
     def cells(self) -> Tensor:
         """Flat positions of the missing cells in ``values``; shape (k * b,)."""
         n_rows, n_columns = self.values.shape
@@ -59,7 +62,7 @@ class RowGroup:
     def observed(self) -> Tensor:
         """1. at observed and 0. at missing cells; shape (b, d)."""
         mask = torch.ones_like(self.values)
-        mask.view(-1).index_fill_(0, self.cells(), 0.0)
+        mask.view(-1).index_fill_(0, self.cells, 0.0)
         return mask
 
 

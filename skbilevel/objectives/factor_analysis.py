@@ -148,7 +148,7 @@ class FactorFamily:
         outer = design.unsqueeze(2) * design.unsqueeze(1)
         outer[:, :-1, :-1] += torch.cholesky_inverse(given.root)
         return FactorMoments(
-            group.count(),
+            group.count,
             observed.sum(0),
             observed.T @ outer.flatten(1),
             group.values.T @ design,

@@ -115,7 +115,7 @@ def condition(group: RowGroup, model: Precision) -> Conditional:
     log_det = model.log_det_covariance.expand(len(residual))
     if group.n_missing == 0:
         return Conditional(residual, distance, log_det, None)
-    cells = group.cells()
+    cells = group.cells
     rhs = torch.index_select(pulled.view(-1), 0, cells).view_as(group.missing)
     inverse = masked_inverse(model.matrix, group.missing, rhs)
     residual.view(-1).index_copy_(0, cells, -inverse.solution.reshape(-1))
@@ -126,7 +126,7 @@ def condition(group: RowGroup, model: Precision) -> Conditional:
 def _pull(group: RowGroup, model: Precision) -> tuple[Tensor, Tensor]:
     """The residual with 0 at missing cells, e~, and P e~; both (b, d)."""
     residual = group.values - model.location
-    residual.view(-1).index_fill_(0, group.cells(), 0.0)
+    residual.view(-1).index_fill_(0, group.cells, 0.0)
     return residual, residual @ model.matrix
 
 
@@ -134,7 +134,7 @@ def completed(group: RowGroup, model: Precision) -> Tensor:
     """Rows (b, d) with missing cells at their conditional mean: eq. (1) without the inverse."""
     residual, pulled = _pull(group, model)
     if group.n_missing:
-        cells = group.cells()
+        cells = group.cells
         rhs = torch.index_select(pulled.view(-1), 0, cells).view_as(group.missing)
         solution = masked_solve(model.matrix, group.missing, rhs)
         residual.view(-1).index_copy_(0, cells, -solution.reshape(-1))
@@ -283,7 +283,7 @@ class NormalFamily:
         given = condition(group, model)
         first, second = scatter_sums(given, model.location)
         densities = log_normal(group.n_observed, given.log_det, given.distance)
-        return Moments(group.count(), first, second, densities.sum())
+        return Moments(group.count, first, second, densities.sum())
 
     def pattern_expectation(self, patterns: PatternSums, model: Precision) -> Moments:
         """`expectation` of all rows from their sums by pattern."""

@@ -158,7 +158,7 @@ class StudentFamily:
         log_weights = psi((degrees + n_observed) / 2) - ((degrees + given.distance) / 2).log()
         first, second = scatter_sums(given, model.precision.location, weights)
         return StudentMoments(
-            group.count(),
+            group.count,
             weights.sum(),
             first,
             second,

@@ -74,8 +74,8 @@ def test_rows_of_a_group_miss_as_many_cells_and_name_them_in_ascending_order(X):
         rows = X[block.order[start : start + len(group.values)]]
         assert group.missing.shape == (group.n_missing, len(rows))
         assert group.n_observed == X.shape[1] - group.n_missing
-        assert group.count().shape == () and group.count().dtype == torch.float64
-        assert group.count().item() == len(rows)
+        assert group.count.shape == () and group.count.dtype == torch.float64
+        assert group.count.item() == len(rows)
         for row, columns in zip(rows, group.missing.T, strict=True):
             np.testing.assert_array_equal(columns, np.flatnonzero(np.isnan(row)))
         start += len(rows)
@@ -96,7 +96,7 @@ def test_cells_are_flat_positions_column_after_column():
     X = np.array([[nan, 1.0, nan, 2.0], [3.0, nan, 4.0, nan]])
     (group,) = row_block(X, np.zeros(4), np.ones(4)).groups
     np.testing.assert_array_equal(group.missing, [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(group.cells(), [0, 5, 2, 7])
+    np.testing.assert_array_equal(group.cells, [0, 5, 2, 7])
     np.testing.assert_array_equal(group.observed(), [[0, 1, 0, 1], [1, 0, 1, 0]])
 
 
@@ -104,7 +104,7 @@ def test_complete_and_wholly_missing_rows_are_groups_like_others():
     X = incomplete()
     block = row_block(X, *centre_and_scale(5))
     complete, empty = block.groups[0], block.groups[-1]
-    assert complete.missing.shape == (0, len(complete.values)) and complete.cells().numel() == 0
+    assert complete.missing.shape == (0, len(complete.values)) and complete.cells.numel() == 0
     assert torch.equal(complete.observed(), torch.ones_like(complete.values))
     assert empty.missing.shape == (5, len(empty.values))
     assert not empty.values.any() and not empty.observed().any()
