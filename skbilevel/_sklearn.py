@@ -82,8 +82,8 @@ class FitLoop:
     ----------
     estimator : estimator with `CallbackSupportMixin`
         The estimator being fitted.
-    X : array-like
-        What it is fitted on.
+    X, y : array-like
+        What it is fitted on; y may be None.
     max_steps : int
         Most calls of `step`.
 
@@ -93,10 +93,10 @@ class FitLoop:
         Whether a callback has asked to stop, at any step.
     """
 
-    def __init__(self, estimator: Any, X: Any, max_steps: int):
-        self._estimator, self._X = estimator, X
+    def __init__(self, estimator: Any, X: Any, y: Any, max_steps: int):
+        self._data = {"estimator": estimator, "X": X, "y": y}
         self._context = estimator._init_callback_context(max_subtasks=max_steps)
-        self._context.call_on_fit_task_begin(estimator=estimator, X=X)
+        self._context.call_on_fit_task_begin(**self._data)
         self.stopped = False
 
     def step(self, attributes: Callable[[], dict[str, Any]], task_name: str = "iteration") -> bool:
@@ -106,7 +106,7 @@ class FitLoop:
         callback asks for a fitted estimator.
         """
         task = self._context.subcontext(task_name=task_name)
-        task.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
+        task.call_on_fit_task_begin(**self._data)
         self.stopped |= self._end(task, attributes)
         return self.stopped
 
@@ -115,6 +115,4 @@ class FitLoop:
         self._end(self._context, attributes)
 
     def _end(self, context: Any, attributes: Any) -> bool:
-        return context.call_on_fit_task_end(
-            estimator=self._estimator, X=self._X, reconstruction_attributes=attributes
-        )
+        return context.call_on_fit_task_end(**self._data, reconstruction_attributes=attributes)

@@ -36,6 +36,11 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
     path : path-like
         File to write.
 
+    Warns
+    -----
+    UserWarning
+        If the file holds types that `load` has to be told to trust, callbacks for example.
+
     Raises
     ------
     ImportError
@@ -54,6 +59,12 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
     _skops_io().dump(estimator, path)
     with ZipFile(path, "a") as archive:
         archive.writestr(_VERSION_MEMBER, skbilevel.__version__)
+    foreign = sorted(set(_skops_io().get_untrusted_types(file=path)) - set(TRUSTED_TYPES))
+    if foreign:
+        warnings.warn(
+            f"The file holds types that load will only read with trusted={foreign}.",
+            stacklevel=2,
+        )
 
 
 def load(path: str | PathLike[str], trusted: tuple[str, ...] = ()) -> Any:
@@ -81,6 +92,8 @@ def load(path: str | PathLike[str], trusted: tuple[str, ...] = ()) -> Any:
 
     Raises
     ------
+    TypeError
+        If ``trusted`` is no sequence of names.
     ImportError
         If skops is not installed; it comes with the extra ``io``.
     skops.io.exceptions.UntrustedTypesFoundException
@@ -99,6 +112,8 @@ def load(path: str | PathLike[str], trusted: tuple[str, ...] = ()) -> Any:
     >>> bool((loaded.transform(X) == imputer.transform(X)).all())
     True
     """
+    if isinstance(trusted, bool | str):
+        raise TypeError(f"trusted must be a sequence of names of types, got {trusted!r}.")
     skops_io = _skops_io()
     saved_by = _saved_version(path)
     if saved_by not in (None, skbilevel.__version__):

@@ -100,7 +100,8 @@ def test_trusted_types_are_the_estimators_and_the_scorer():
 
 
 def test_type_of_another_package_is_refused_unless_it_is_named(path):
-    io.save(make_pipeline(GaussianImputer(), Doubling()), path)
+    with pytest.warns(UserWarning, match="trusted=.*Doubling"):
+        io.save(make_pipeline(GaussianImputer(), Doubling()), path)
     with pytest.raises(UntrustedTypesFoundException, match="Doubling"):
         io.load(path)
     loaded = io.load(path, trusted=(qualified_name(Doubling),))
@@ -153,3 +154,22 @@ def test_missing_skops_names_the_extra_to_install(act, path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "skbilevel\[io\]"') as caught:
         act(path)
     assert isinstance(caught.value.__cause__, ImportError)
+
+
+def test_save_says_which_types_load_will_not_trust(tmp_path):
+    from sklearn.callback import ProgressBar  # noqa: PLC0415
+
+    imputer = GaussianImputer().set_callbacks(ProgressBar())
+    with pytest.warns(UserWarning, match="sklearn.callback._progressbar.ProgressBar") as caught:
+        io.save(imputer, tmp_path / "imputer.skops")
+    assert caught[0].filename == __file__
+    named = str(caught[0].message).split("'")[1]
+    loaded = io.load(tmp_path / "imputer.skops", trusted=(named,))
+    assert type(loaded) is GaussianImputer
+
+
+@pytest.mark.parametrize("trusted", [True, "module.Type"])
+def test_trust_is_given_by_names(trusted, tmp_path):
+    io.save(GaussianImputer(), tmp_path / "imputer.skops")
+    with pytest.raises(TypeError, match="trusted must be a sequence"):
+        io.load(tmp_path / "imputer.skops", trusted=trusted)

@@ -793,4 +793,20 @@ def test_scale_of_the_masked_scorer_takes_the_place_of_the_fold_s_own():
     with pytest.raises(ValueError, match="scale must be positive"):
         make_masked_scorer(scale=[1.0, 0.0])
     with pytest.raises(ValueError, match="one unit for each of 2 columns"):
-        make_masked_scorer(scale=[1.0])(imputer, X)
+        make_masked_scorer(scale=[1.0] * 3)(imputer, X)
+
+
+def test_one_unit_stands_for_all_columns():
+    X = np.random.default_rng(0).normal(size=(40, 3)) * [1.0, 10.0, 100.0]
+    imputer = KNNImputer().fit(X)
+    one = make_masked_scorer(scale=2.0, random_state=0)(imputer, X)
+    assert one == make_masked_scorer(scale=[2.0] * 3, random_state=0)(imputer, X)
+    with pytest.raises(ValueError, match="one unit for each of 3 columns"):
+        make_masked_scorer(scale=[1.0, 2.0], random_state=0)(imputer, X)
+
+
+def test_row_loss_of_cells_without_a_known_truth_is_refused():
+    truth = [[1.0, np.nan], [2.0, 3.0]]
+    assert row_normalized_loss(truth, truth, np.ones((2, 2), dtype=bool)) == 0
+    with pytest.raises(ValueError, match="known truth"):
+        row_normalized_loss(truth, [[1.0, 5.0], [2.0, 3.0]], [[True, False], [True, True]])

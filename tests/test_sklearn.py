@@ -42,7 +42,7 @@ class Halving(Identity):
 
     @fit_method
     def fit(self, X, y=None):
-        loop = FitLoop(self, X, self.max_iter)
+        loop = FitLoop(self, X, y, self.max_iter)
         for k in range(1, self.max_iter + 1):
             if loop.step(lambda k=k: {"value_": 0.5**k}):
                 break
@@ -235,7 +235,7 @@ def test_fitted_attributes_are_made_only_for_a_callback_that_asks():
     class NeverAsked(Identity):
         @fit_method
         def fit(self, X, y=None):
-            FitLoop(self, X, 1).step(lambda: pytest.fail("nobody asked"))
+            FitLoop(self, X, y, 1).step(lambda: pytest.fail("nobody asked"))
             return self
 
     NeverAsked().set_callbacks(Silent()).fit(X)

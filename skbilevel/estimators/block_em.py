@@ -31,6 +31,8 @@ from skbilevel.solvers.em import EMResult, Evaluation, accelerated_em
 GroupSums = Callable[[RowGroup], Any]
 # Nothing here is differentiated; without autograd's book-keeping small kernels save a tenth.
 _no_autograd = torch.inference_mode
+# Rows at the end of the range overflow; what comes out is looked at, and said in better words.
+_may_overflow = np.errstate(over="ignore", invalid="ignore")
 
 
 def total(rows: StandardizedRows, sums: GroupSums, n_jobs: int | None = None) -> Any:
@@ -144,15 +146,19 @@ def in_row_order(block: RowBlock, of_group: Callable[[RowGroup], Any]) -> np.nda
     return result
 
 
+@_may_overflow
 def log_densities(
     family: Family, model: Any, X: np.ndarray, center: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
-    """Log density (b,) of the observed cells of rows of ``X``, in original units; 0 if none is."""
+    """Log density (b,) of the observed cells of rows of ``X``, in original units; 0 if none is,
+    -inf where squares overflow."""
     block, observed = row_block(X, center, scale), ~np.isnan(X)
     densities = in_row_order(block, lambda group: family.log_density(group, model))
+    densities[~np.isfinite(densities)] = -np.inf
     return np.where(observed.any(axis=1), densities - observed @ np.log(scale), 0.0)
 
 
+@_may_overflow
 def completed_rows(
     family: Family, model: Any, X: np.ndarray, center: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
@@ -164,6 +170,7 @@ def completed_rows(
     return rows
 
 
+@_may_overflow
 @_no_autograd()
 def drawn_rows(
     family: Family,

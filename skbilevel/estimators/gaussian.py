@@ -198,8 +198,8 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
         X : array-like of shape (n_samples, n_features)
             Training rows, with missing cells. A float64 memory map is read in blocks of rows,
             unless ``robust`` or "auto" needs a copy.
-        y : None
-            Ignored.
+        y : array-like, default=None
+            Ignored; handed to callbacks, some of which (``ScoringMonitor``) need it.
 
         Returns
         -------
@@ -218,7 +218,7 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
         settings = Settings(self.covariance, self.robust, self.shrinkage, self.n_factors)
         families = candidate_families(settings, incomplete)
         n_candidates = len(families) if len(families) > 1 else 0
-        report = FitLoop(self, X, n_candidates + self.max_iter)
+        report = FitLoop(self, X, y, n_candidates + self.max_iter)
 
         def on_candidate(fit: Fit) -> bool:
             return report.step(lambda: self._state(*fit), "candidate")
@@ -275,10 +275,16 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
         Raises
         ------
         ValueError
-            As for `fit`, and if a column of the first batch has no observed value.
+            As for `fit`, if a column of the first batch has no observed value, and if
+            ``covariance`` or ``robust`` have been changed since.
         """
         if not hasattr(self, "location_"):
             return self._fit_first_batch(X)
+        if (self.covariance, self.robust) != self._kind:
+            raise ValueError(
+                f"partial_fit continues a fit with covariance={self._kind[0]!r} and "
+                f"robust={self._kind[1]}; call fit after changing them."
+            )
         X = self._incomplete(X)
         with np.errstate(over="ignore"):
             squares = np.nansum(((X - self._center) / self._scale) ** 2, axis=0)
@@ -315,7 +321,8 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
         Returns
         -------
         ndarray of shape (n_samples,), float64
-            log p(x_o) in nats and in the units of the data; 0 for a row with nothing observed.
+            log p(x_o) in nats and in the units of the data; 0 for a row with nothing observed,
+            -inf for one whose squares overflow.
         """
         check_is_fitted(self)
         X = self._incomplete(X)

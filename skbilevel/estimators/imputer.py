@@ -107,7 +107,8 @@ class Imputer(TransformerMixin, BaseEstimator):
         ------
         ValueError
             If ``X`` has infinite or non-numeric values or another number of features than at
-            fit, or ``out`` has another shape or cannot hold the dtype of ``X``.
+            fit, if an imputed value exceeds the dtype, or if ``out`` has another shape or cannot
+            hold the dtype of ``X``.
         """
         check_is_fitted(self)
         X = self._validate_incomplete(X, reset=False)
@@ -150,14 +151,18 @@ class Imputer(TransformerMixin, BaseEstimator):
 
     def _validate_incomplete(self, X: ArrayLike, *, reset: bool) -> Floats:
         """A numeric (n, d) array, float32 or float64, with ``missing_values`` still in it."""
-        all_finite = "allow-nan" if is_scalar_nan(self.missing_values) else True
-        return validate_data(
+        X = validate_data(
             self,
             X,
             reset=reset,
             dtype=[np.float64, np.float32],
-            ensure_all_finite=all_finite,
+            ensure_all_finite="allow-nan",
         )
+        if not is_scalar_nan(self.missing_values) and np.isnan(X).any():
+            raise ValueError(
+                f"X contains NaN, but missing_values={self.missing_values!r} marks missing cells."
+            )
+        return X
 
     def _start_fit(self, X: ArrayLike) -> Floats:
         """Validate the training data and find empty features; returns the kept columns.
@@ -221,9 +226,22 @@ class Imputer(TransformerMixin, BaseEstimator):
         incomplete: Bools = np.any(missing[:, fitted], axis=1)
         if incomplete.any():
             full = filled[:, fitted]
-            full[incomplete] = complete(rows[:, fitted][incomplete])
+            full[incomplete] = self._finite(complete(rows[:, fitted][incomplete]), rows.dtype)
             filled[:, fitted] = np.where(missing[:, fitted], full, rows[:, fitted])
         return filled
+
+    def _finite(self, rows: Floats, dtype: Any) -> Floats:
+        """Completed rows, if the dtype of the result can hold them."""
+        largest = np.abs(rows).max(axis=0)
+        # NaN is not at most anything either.
+        beyond = np.flatnonzero(~(largest <= np.finfo(dtype).max))
+        if len(beyond):
+            names = np.array(self._names(~self.empty_features_))[beyond].tolist()
+            raise ValueError(
+                f"A row is so extreme that its imputed values in columns {names} exceed {dtype}; "
+                "rescale the columns, or remove the row."
+            )
+        return rows
 
     def _kept_features(self) -> NDArray[np.intp]:
         if self.keep_empty_features:
@@ -241,6 +259,8 @@ class Imputer(TransformerMixin, BaseEstimator):
         shape = (len(X), n_columns)
         if not isinstance(out, np.ndarray):
             raise ValueError(f"out must be a NumPy array, got {type(out).__name__}.")
+        if not out.flags.writeable:
+            raise ValueError("out must be writable, got a read-only array.")
         if out.shape != shape:
             raise ValueError(f"out must have shape {shape}, got {out.shape}.")
         if not (np.issubdtype(out.dtype, np.floating) and np.can_cast(X.dtype, out.dtype)):

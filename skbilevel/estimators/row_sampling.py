@@ -40,7 +40,7 @@ class SamplingImputer(Imputer):
         A draw is a function of the seed fixed at fit, the index of the draw and the values of
         the row. It does not depend on the other rows (up to rounding), and a call repeats the
         last one. Rows that are equal therefore get equal draws, which are no independent
-        imputations: pass ``row_ids=np.arange(len(X))`` or identifiers of your own to tell such
+        imputations: pass ``row_ids=np.arange(len(X))`` or integers of your own to tell such
         rows apart.
 
         Parameters
@@ -63,7 +63,7 @@ class SamplingImputer(Imputer):
             If incomplete rows are equal and ``row_ids`` does not tell them apart.
         """
         check_is_fitted(self)
-        if not isinstance(n_draws, Integral) or n_draws < 1:
+        if not isinstance(n_draws, Integral) or isinstance(n_draws, bool) or n_draws < 1:
             raise ValueError(f"n_draws must be an integer of at least 1, got {n_draws!r}.")
         X = self._with_nan(self._validate_incomplete(X, reset=False))
         keys = row_keys(X, self._seed, row_ids)

@@ -58,7 +58,7 @@ def row_normalized_loss(
     >>> row_normalized_loss([[1, 2], [3, 4], [5, 6]], [[2, 5], [3, 7], [5, 6]], mask)
     5.0
     """
-    truth, missing = _truth(X_true, mask, at_least=0)
+    truth, missing = _truth(X_true, mask, may_be_complete=True)
     if loss not in _LOSSES:
         raise ValueError(f"loss must be one of {list(_LOSSES)}, got {loss!r}")
     imputed = _at(missing, X_imputed, "X_imputed")
@@ -239,14 +239,16 @@ def interval_coverage(
     return float(np.mean((lower <= truth[missing]) & (truth[missing] <= upper)))
 
 
-def _truth(X_true: ArrayLike, mask: ArrayLike, at_least: int = 1) -> tuple[Array, Array]:
+def _truth(
+    X_true: ArrayLike, mask: ArrayLike, may_be_complete: bool = False
+) -> tuple[Array, Array]:
     """Truth and the cells to score: missing, with a known truth."""
     truth = check_numbers(X_true, "X_true").astype(np.float64)
     observed = np.asarray(mask)
     if observed.dtype != bool or observed.shape != truth.shape:
         raise ValueError(f"mask must be boolean, True where observed, of shape {truth.shape}")
     missing = ~observed & ~np.isnan(truth)
-    if missing.sum() < at_least:
+    if not (missing.any() or (may_be_complete and observed.all())):
         raise ValueError("there is no missing cell with a known truth to score")
     return truth, missing
 

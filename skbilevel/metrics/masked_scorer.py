@@ -45,7 +45,7 @@ def make_masked_scorer(
     metric : {"rmse", "mae"}, default="rmse"
         Error over the hidden cells, in standard deviations (``ddof=0``) of the observed cells of
         their column of ``transform(X)``; 1 for a constant column.
-    scale : array-like of shape (n_features,), default=None
+    scale : float or array-like of shape (n_features,), default=None
         Units to use instead of those deviations, for example of the whole table: in small or
         sorted folds a column can hardly vary, and would then decide the score.
     random_state : int, RandomState instance or None, default=None
@@ -77,7 +77,7 @@ def make_masked_scorer(
         raise ValueError(f"metric must be one of {list(ERRORS)}, got {metric!r}")
     rng = check_random_state(random_state)
     seed = random_state if isinstance(random_state, Integral) else rng.randint(2**31 - 1)
-    units = None if scale is None else tuple(np.asarray(scale, dtype=float).tolist())
+    units = None if scale is None else tuple(np.ravel(np.asarray(scale, dtype=float)).tolist())
     if units is not None and not all(0 < unit < np.inf for unit in units):
         raise ValueError(f"scale must be positive, got {scale!r}")
     return MaskedScorer(float(fraction), int(n_repeats), metric, int(seed), units)
@@ -102,7 +102,7 @@ class MaskedScorer:
         truth = _transformed(estimator, X, numeric)
         truth[np.isnan(values)] = np.nan
         unit = deviations(truth) if self.scale is None else np.array(self.scale)
-        if unit.shape != (values.shape[1],):
+        if unit.size not in (1, values.shape[1]):
             raise ValueError(f"scale must have one unit for each of {values.shape[1]} columns")
         rng = check_random_state(self.seed)
         errors = []

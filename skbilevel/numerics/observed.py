@@ -8,6 +8,8 @@ from skbilevel.numerics.row_groups import row_blocks
 
 # Interquartile range of the standard normal.
 _NORMAL_IQR = 1.3489795003921634
+# Smaller sums of squares have lost digits, or vanished.
+_TINY = 1e-290
 
 
 def mean_and_deviation(
@@ -42,7 +44,16 @@ def mean_and_deviation(
         for block in row_blocks(X):
             squares += np.nansum((X[block] - mean) ** 2, axis=0)
     refuse_overflow(mean + squares, names)
-    return mean, _no_zeros(np.sqrt(squares / counts), mean)
+    deviation = np.sqrt(squares / counts)
+    for j in np.flatnonzero(squares < _TINY):
+        deviation[j] = _tiny_deviation(X[:, j] - mean[j])
+    return mean, _no_zeros(deviation, mean)
+
+
+def _tiny_deviation(differences: np.ndarray) -> float:
+    """Standard deviation of differences whose squares are too small for float64."""
+    largest = float(np.nanmax(np.abs(differences)))
+    return largest * float(np.sqrt(np.nanmean((differences / largest) ** 2))) if largest else 0.0
 
 
 def refuse_overflow(squares: np.ndarray, names: Sequence[str] | None = None) -> None:

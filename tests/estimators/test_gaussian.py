@@ -398,6 +398,52 @@ def test_interruption_leaves_the_imputer_as_it_was():
     assert not hasattr(imputer, "n_features_in_")
 
 
+@pytest.mark.parametrize("settings", FAMILIES, ids=str)
+def test_row_whose_squares_overflow_has_density_zero_and_leaves_others_alone(settings):
+    _, X = incomplete(n_columns=3)
+    imputer = GaussianImputer(random_state=0, **settings).fit(X)
+    extreme = [[1e200, 1e200, np.nan], [1e308, -1e308, 1e308], [1e160, np.nan, np.nan]]
+    scores = imputer.score_samples(np.vstack([X[:5], extreme]))
+    assert_allclose(scores[:5], imputer.score_samples(X[:5]), rtol=1e-9)
+    if "robust" not in settings:
+        assert_array_equal(scores[5:], -np.inf)
+    assert not np.isnan(scores).any()
+
+
+@pytest.mark.parametrize(("dtype", "extreme"), [(np.float32, 1e35), (np.float64, 1e305)])
+def test_imputed_value_that_the_dtype_cannot_hold_is_refused(dtype, extreme):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((100, 1)) @ [[1.0, 1e10]] + rng.standard_normal((100, 2)) * [0.1, 1e9]
+    X[::3, 1] = np.nan
+    imputer = GaussianImputer().fit(X.astype(dtype))
+    with pytest.raises(ValueError, match=rf"columns \['x1'\] exceed {np.dtype(dtype)}"):
+        imputer.transform(np.array([[extreme, np.nan]], dtype=dtype))
+
+
+@pytest.mark.parametrize("unit", [1e-165, 1e-300])
+def test_tiny_values_are_imputed_like_others(unit):
+    _, X = incomplete()
+    X /= 10.0 ** np.arange(-2, 4)
+    assert_allclose(
+        GaussianImputer().fit_transform(X * unit) / unit,
+        GaussianImputer().fit_transform(X),
+        rtol=1e-6,
+    )
+
+
+def test_partial_fit_with_another_family_is_refused():
+    _, X = incomplete()
+    imputer = GaussianImputer().fit(X).set_params(robust=True)
+    with pytest.raises(ValueError, match=r"robust=False; call fit"):
+        imputer.partial_fit(X)
+
+
+def test_nan_beside_a_number_that_marks_missing_cells_is_refused():
+    _, X = incomplete()
+    with pytest.raises(ValueError, match=r"X contains NaN, but missing_values=-1"):
+        GaussianImputer(missing_values=-1).fit(X)
+
+
 # With scikit-learn
 
 
@@ -474,8 +520,11 @@ def test_progress_bar_and_score_monitor_run():
     from sklearn.callback import ProgressBar, ScoringMonitor  # noqa: PLC0415
 
     _, X = incomplete()
-    monitor = ScoringMonitor(scoring=lambda estimator, X, y=None: estimator.score(X))
-    GaussianImputer().set_callbacks(ProgressBar(), monitor).fit(X)
+    monitor = ScoringMonitor(scoring=lambda estimator, X, y=None: {"nats": estimator.score(X)})
+    # The monitor asks for a y before it scores.
+    imputer = GaussianImputer().set_callbacks(ProgressBar(), monitor).fit(X, np.zeros(len(X)))
+    log = monitor.get_logs().data_as_pandas
+    assert log["nats"].iloc[-1] == pytest.approx(imputer.score(X))
     model = make_pipeline(GaussianImputer(), StandardScaler()).set_callbacks(ProgressBar()).fit(X)
     assert model[0].converged_
 

@@ -83,7 +83,7 @@ def test_number_may_mark_missing_cells():
         imputer = MeanImputer(missing_values=-1).fit(coded)
     assert_array_equal(imputer.transform(coded), EXPECTED)
     assert_array_equal(imputer.n_observed_, [3, 2, 0, 2])
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="X contains NaN, but missing_values=-1"):
         imputer.transform(X)
 
 
@@ -103,10 +103,11 @@ def test_result_is_written_where_it_is_wanted():
     [
         (np.empty((3, 4)), r"shape \(3, 3\), got \(3, 4\)"),
         ([[0.0] * 3] * 3, "NumPy array, got list"),
+        (np.broadcast_to(0.0, (3, 3)), "writable, got a read-only"),
         (np.empty((3, 3), dtype=int), "holds float64: int64"),
         (np.empty((3, 3), dtype=np.float32), "holds float64: float32"),
     ],
-    ids=["shape", "list", "int", "float32"],
+    ids=["shape", "list", "read-only", "int", "float32"],
 )
 def test_unfit_place_for_the_result_is_named(out, message):
     with pytest.raises(ValueError, match=message):

@@ -72,7 +72,7 @@ def test_draws_of_the_robust_fit_cover_heavy_tails():
     assert abs(coverages[1] - 0.9) < abs(coverages[0] - 0.9)
 
 
-@pytest.mark.parametrize("n_draws", [0, -1, 1.5])
+@pytest.mark.parametrize("n_draws", [0, -1, 1.5, True])
 def test_wrong_number_of_draws_is_refused(n_draws):
     _, X = incomplete()
     with pytest.raises(ValueError, match="n_draws"):
