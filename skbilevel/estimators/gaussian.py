@@ -216,7 +216,8 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
         rng = check_random_state(self.random_state)
         self._seed = draw_seed(rng)
         settings = Settings(self.covariance, self.robust, self.shrinkage, self.n_factors)
-        families = candidate_families(settings, incomplete)
+        n_observed = self.n_observed_[~self.empty_features_]
+        families = candidate_families(settings, len(incomplete), n_observed)
         n_candidates = len(families) if len(families) > 1 else 0
         report = FitLoop(self, X, y, n_candidates + self.max_iter)
 
@@ -225,7 +226,6 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
 
         loop: dict[str, Any] = {"max_iter": self.max_iter, "tol": self.tol, "n_jobs": self.n_jobs}
         family, start = choose(families, incomplete, rows, rng, loop, on_candidate)
-        n_observed = self.n_observed_[~self.empty_features_]
 
         def on_step(current: Callable[[], EMResult]) -> bool:
             return report.step(lambda: self._state(family, current(), n_observed))

@@ -62,15 +62,15 @@ class Fit(NamedTuple):
     n_observed: np.ndarray
 
 
-def candidate_families(settings: Settings, X: np.ndarray) -> list[Family]:
+def candidate_families(settings: Settings, n_rows: int, n_observed: np.ndarray) -> list[Family]:
     """The families to choose from in the order of the path; only one if nothing is "auto".
 
-    ``X`` (n, d) has NaN at missing cells.
+    ``n_observed`` (d,) is the number of observed cells of each column, of ``n_rows``.
     """
     kind = (settings.covariance, settings.robust)
     if kind not in KINDS:
         raise ValueError("robust=True needs covariance='full', got covariance='factor'.")
-    candidates = _CANDIDATES[settings.covariance](settings, X)
+    candidates = _CANDIDATES[settings.covariance](settings, n_rows, n_observed)
     return [KINDS[kind].family(**candidate) for candidate in candidates]
 
 
@@ -123,25 +123,29 @@ def held_out_cells(X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     return hidden
 
 
-def _shrinkage_candidates(settings: Settings, X: np.ndarray) -> list[dict[str, Any]]:
+def _shrinkage_candidates(
+    settings: Settings, n_rows: int, n_observed: np.ndarray
+) -> list[dict[str, Any]]:
     if settings.shrinkage != "auto":
         return [{"shrinkage": settings.shrinkage}]
-    # Observed cells count, not rows: a table of many rows can say little about a column.
-    n_observed = X.size - np.count_nonzero(np.isnan(X))
-    if n_observed >= _CELLS_PER_COVARIANCE * X.shape[1] ** 2:
+    # Observed cells count, not rows: a long table with many holes says little.
+    if n_observed.mean() >= _CELLS_PER_COVARIANCE * len(n_observed):
         return [{"shrinkage": _LEAST_SHRINKAGE}]
     return [{"shrinkage": shrinkage} for shrinkage in _SHRINKAGES]
 
 
-def _factor_candidates(settings: Settings, X: np.ndarray) -> list[dict[str, Any]]:
+def _factor_candidates(
+    settings: Settings, n_rows: int, n_observed: np.ndarray
+) -> list[dict[str, Any]]:
+    n_columns = len(n_observed)
     shrinkage = _LEAST_SHRINKAGE if settings.shrinkage == "auto" else settings.shrinkage
     if settings.n_factors == "auto":
-        path = [q for q in _N_FACTORS if q < min(X.shape)] or [1]
+        path = [q for q in _N_FACTORS if q < min(n_rows, n_columns)] or [1]
         return [{"shrinkage": shrinkage, "n_factors": q} for q in path]
-    if int(settings.n_factors) > X.shape[1]:
+    if int(settings.n_factors) > n_columns:
         raise ValueError(
             f"n_factors must be at most the number of columns with observed values, "
-            f"{X.shape[1]}, got {settings.n_factors}."
+            f"{n_columns}, got {settings.n_factors}."
         )
     return [{"shrinkage": shrinkage, "n_factors": int(settings.n_factors)}]
 

@@ -156,13 +156,19 @@ class Imputer(TransformerMixin, BaseEstimator):
             X,
             reset=reset,
             dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
+            ensure_all_finite=False,
         )
-        if not is_scalar_nan(self.missing_values) and np.isnan(X).any():
+        for block in row_blocks(X):
+            self._check_finite(X[block])
+        return X
+
+    def _check_finite(self, rows: Floats) -> None:
+        if np.isinf(rows).any():
+            raise ValueError(f"X contains infinity or a value too large for {rows.dtype}.")
+        if not is_scalar_nan(self.missing_values) and np.isnan(rows).any():
             raise ValueError(
                 f"X contains NaN, but missing_values={self.missing_values!r} marks missing cells."
             )
-        return X
 
     def _start_fit(self, X: ArrayLike) -> Floats:
         """Validate the training data and find empty features; returns the kept columns.

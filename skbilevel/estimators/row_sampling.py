@@ -67,7 +67,7 @@ class SamplingImputer(Imputer):
             raise ValueError(f"n_draws must be an integer of at least 1, got {n_draws!r}.")
         X = self._with_nan(self._validate_incomplete(X, reset=False))
         keys = row_keys(X, self._seed, row_ids)
-        self._warn_of_equal_draws(keys[np.isnan(X).any(axis=1)])
+        self._warn_of_equal_draws(keys[np.isnan(self._fitted_columns(X)).any(axis=1)])
         kept, draw = self._kept_features(), self._drawer(n_draws)
         draws = np.empty((n_draws, len(X), len(kept)))
         for block in row_blocks(X):

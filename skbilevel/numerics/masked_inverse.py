@@ -29,15 +29,20 @@ class MaskedInverse:
         C_i rhs_i.
     log_det : Tensor of shape (b,)
         log det P_mm of each row.
+    diagonal : Tensor of shape (k, b)
+        The diagonal of every inverse.
     """
 
     entries: Tensor
     cells: Tensor
     solution: Tensor
     log_det: Tensor
+    diagonal: Tensor
 
 
-def masked_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
+def masked_inverse(
+    precision: Tensor, missing: Tensor, rhs: Tensor, added: Tensor | None = None
+) -> MaskedInverse:
     """Invert P_mm for each row and apply the inverse to one right-hand side a row.
 
     Parameters
@@ -48,6 +53,8 @@ def masked_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInv
         The index set m of each of the b rows, k >= 1.
     rhs : Tensor of shape (k, b)
         Right-hand sides.
+    added : Tensor of shape (k, b), optional
+        What each row adds to the diagonal of its P_mm.
 
     Returns
     -------
@@ -55,23 +62,25 @@ def masked_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInv
         Entries that ``embedded_sum`` adds up, the solutions and log determinants.
     """
     if missing.shape[0] <= _SWEEP_LIMIT:
-        return _swept_inverse(precision, missing, rhs)
-    return _factorised_inverse(precision, missing, rhs)
+        return _swept_inverse(precision, missing, rhs, added)
+    return _factorised_inverse(precision, missing, rhs, added)
 
 
 def masked_solve(precision: Tensor, missing: Tensor, rhs: Tensor) -> Tensor:
     """Solve P_mm x = rhs for each row; shapes as in `masked_inverse`, returns (k, b)."""
     if missing.shape[0] <= _SWEEP_LIMIT:
-        return _swept_inverse(precision, missing, rhs).solution
+        return _swept_inverse(precision, missing, rhs, None).solution
     factor = masked_cholesky(precision, missing)
     return torch.cholesky_solve(rhs.T.unsqueeze(2), factor).squeeze(2).T
 
 
-def masked_cholesky(precision: Tensor, missing: Tensor) -> Tensor:
-    """Lower Cholesky factors of P_mm; ``missing`` is (k, b), the result (b, k, k)."""
+def masked_cholesky(precision: Tensor, missing: Tensor, added: Tensor | None = None) -> Tensor:
+    """Lower Cholesky factors of P_mm; arguments as in `masked_inverse`, the result (b, k, k)."""
     size = missing.shape[0]
     cells = _cells(missing, precision.shape[0]).permute(2, 0, 1).reshape(-1)
     batch = torch.index_select(precision.reshape(-1), 0, cells).view(-1, size, size)
+    if added is not None:
+        batch.diagonal(dim1=1, dim2=2).add_(added.T)
     return torch.linalg.cholesky(batch)
 
 
@@ -86,15 +95,21 @@ def _cells(missing: Tensor, n_columns: int) -> Tensor:
     return missing.unsqueeze(1) * n_columns + missing.unsqueeze(0)
 
 
-def _swept_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
+def _swept_inverse(
+    precision: Tensor, missing: Tensor, rhs: Tensor, added: Tensor | None
+) -> MaskedInverse:
     size, n_rows = missing.shape
     cells = _cells(missing, precision.shape[0]).view(-1)
     table = torch.index_select(precision.reshape(-1), 0, cells).view(size, size, n_rows)
+    if added is not None:
+        table.diagonal(dim1=0, dim2=1).add_(added.T)
     pivots = _sweep(table)
     solution = table[0] * rhs[0]
     for column in range(1, size):
         solution.addcmul_(table[column], rhs[column])
-    return MaskedInverse(table.view(-1).neg_(), cells, solution.neg_(), -pivots.log().sum(0))
+    log_det = -pivots.log().sum(0)
+    diagonal = table.neg_().diagonal(dim1=0, dim2=1).T
+    return MaskedInverse(table.view(-1), cells, solution.neg_(), log_det, diagonal)
 
 
 def _sweep(table: Tensor) -> Tensor:
@@ -106,21 +121,26 @@ def _sweep(table: Tensor) -> Tensor:
     entries = table.numpy()
     inverse_pivots, row, scaled = (np.empty_like(entries[0]) for _ in range(3))
     left, right = torch.from_numpy(row).unsqueeze(1), torch.from_numpy(scaled).unsqueeze(0)
-    for pivot in range(len(entries)):
-        inverse_pivot = np.divide(1.0, entries[pivot, pivot], out=inverse_pivots[pivot])
-        row[...] = entries[pivot]
-        np.multiply(row, inverse_pivot, out=scaled)
-        table.addcmul_(left, right, value=-1)
-        entries[pivot] = scaled
-        entries[:, pivot] = scaled
-        np.negative(inverse_pivot, out=entries[pivot, pivot])
+    # Where rounding has made a pivot zero, what is not finite is found by the caller.
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        for pivot in range(len(entries)):
+            inverse_pivot = np.divide(1.0, entries[pivot, pivot], out=inverse_pivots[pivot])
+            row[...] = entries[pivot]
+            np.multiply(row, inverse_pivot, out=scaled)
+            table.addcmul_(left, right, value=-1)
+            entries[pivot] = scaled
+            entries[:, pivot] = scaled
+            np.negative(inverse_pivot, out=entries[pivot, pivot])
     return torch.from_numpy(inverse_pivots)
 
 
-def _factorised_inverse(precision: Tensor, missing: Tensor, rhs: Tensor) -> MaskedInverse:
-    factor = masked_cholesky(precision, missing)
+def _factorised_inverse(
+    precision: Tensor, missing: Tensor, rhs: Tensor, added: Tensor | None
+) -> MaskedInverse:
+    factor = masked_cholesky(precision, missing, added)
     inverse = torch.cholesky_inverse(factor)
     solution = torch.bmm(inverse, rhs.T.unsqueeze(2)).squeeze(2).T
     log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
     cells = _cells(missing, precision.shape[0]).permute(2, 0, 1).reshape(-1)
-    return MaskedInverse(inverse.reshape(-1), cells, solution, log_det)
+    diagonal = inverse.diagonal(dim1=1, dim2=2).T
+    return MaskedInverse(inverse.reshape(-1), cells, solution, log_det, diagonal)

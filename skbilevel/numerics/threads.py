@@ -27,7 +27,10 @@ def single_thread() -> Iterator[None]:
     """Run torch's operations on one thread inside the block, and restore their number after it.
 
     Small batched kernels lose by many threads: idle workers spin at every barrier. Guards may be
-    nested and may overlap in several threads.
+    nested and may overlap in several threads. torch keeps a number for each thread and hands the
+    current one to a thread that meets torch for the first time; so two cases are out of reach: a
+    thread that does so outside of any guard while another is inside one keeps 1, and one that has
+    set 1 itself and then overlaps with a guard gets the number of the other.
     """
     if _own.depth == 0:
         n_threads = _enter()

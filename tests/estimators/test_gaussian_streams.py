@@ -144,25 +144,26 @@ def test_partial_fit_on_a_stream_approaches_fit(settings):
 
 
 def test_partial_fit_is_stepwise_em():
-    """Two batches: the statistics are mixed with the weight (1 + n / b)^-0.6."""
-    _, X = incomplete(n_rows=90, n_columns=3)
-    X = X[~np.isnan(X).all(axis=1)][:80]
-    first, second = X[:60], X[60:]
+    """Each batch's statistics are mixed into the past with the weight (1 + n / b)^-0.6."""
+    _, X = incomplete(n_rows=150, n_columns=3)
+    X = X[~np.isnan(X).all(axis=1)][:120]
+    first, *batches = X[:60], X[60:80], X[80:120]
     imputer = GaussianImputer(shrinkage=1e-9, tol=1e-12).partial_fit(first)
-    location, covariance = imputer.location_, imputer.covariance_
-    weight = (1 + 60 / 20) ** -0.6
-    means, seconds = [], []
-    for batch in (first, second):
-        e_step = naive_expectation(batch, location, covariance)
-        means.append(e_step.completed.mean(axis=0))
-        seconds.append(
-            (e_step.completed.T @ e_step.completed + e_step.covariances.sum(axis=0)) / len(batch)
-        )
-    mean = (1 - weight) * means[0] + weight * means[1]
-    second_moment = (1 - weight) * seconds[0] + weight * seconds[1]
-    imputer.partial_fit(second)
-    assert_allclose(imputer.location_, mean, rtol=1e-5)
-    assert_allclose(imputer.covariance_, second_moment - np.outer(mean, mean), rtol=1e-4)
+
+    def per_row(batch):
+        e_step = naive_expectation(batch, imputer.location_, imputer.covariance_)
+        second = e_step.completed.T @ e_step.completed + e_step.covariances.sum(axis=0)
+        return np.vstack([e_step.completed.sum(axis=0), second]) / len(batch)
+
+    past, n_seen = per_row(first), 60
+    for batch in batches:
+        weight = (1 + n_seen / len(batch)) ** -0.6
+        past, n_seen = (1 - weight) * past + weight * per_row(batch), n_seen + len(batch)
+        imputer.partial_fit(batch)
+        mean, second = past[0], past[1:]
+        assert_allclose(imputer.location_, mean, rtol=1e-5)
+        assert_allclose(imputer.covariance_, second - np.outer(mean, mean), rtol=1e-4)
+        assert imputer.n_samples_seen_ == n_seen
 
 
 def test_partial_fit_refuses_a_first_batch_with_an_empty_column():

@@ -1,10 +1,13 @@
 """Draws of missing cells."""
 
+import warnings
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kstest
 
+import skbilevel.numerics.row_groups as row_groups
 from skbilevel import GaussianImputer
 from skbilevel.amputation import ampute
 from skbilevel.metrics import interval_coverage
@@ -24,6 +27,25 @@ def test_draws_do_not_depend_on_the_batch_and_repeat(settings):
     observed = ~np.isnan(X)
     assert_array_equal(draws[:, observed], np.broadcast_to(X[observed], (2, observed.sum())))
     assert not np.isclose(draws[0][~observed], draws[1][~observed]).any()
+
+
+def test_draws_are_the_same_in_many_blocks(monkeypatch):
+    _, X = incomplete()
+    imputer = GaussianImputer(random_state=3).fit(X)
+    whole = imputer.sample(X, n_draws=2)
+    monkeypatch.setattr(row_groups, "BLOCK_ROWS", 70)
+    assert_allclose(imputer.sample(X, n_draws=2), whole, rtol=1e-9)
+
+
+def test_rows_that_lack_only_an_empty_feature_are_no_equal_draws():
+    """Nothing is drawn for them, so that there is nothing to warn of."""
+    _, X = incomplete(n_rows=60, n_columns=3)
+    X[:2] = [1.0, 2.0, 3.0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dropping features")
+        imputer = GaussianImputer(random_state=0).fit(np.insert(X, 0, np.nan, axis=1))
+    drawn = imputer.sample(np.insert(X[:2], 0, np.nan, axis=1))
+    assert_array_equal(drawn[0], X[:2])
 
 
 def test_row_ids_separate_equal_rows():

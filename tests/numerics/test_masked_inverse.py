@@ -168,3 +168,29 @@ def test_arguments_are_left_as_they_were(layout):
     masked_solve(*arguments)
     for argument, copy in zip(arguments, before, strict=True):
         assert torch.equal(argument, copy)
+
+
+def test_added_diagonal_is_each_row_s_own(layout):
+    matrix, missing, rhs = problem(7, 4, 9)
+    added = np.random.default_rng(1).random((4, 9))
+    inverse = masked_inverse(*tensors(matrix, missing, rhs, added))
+    for row, submatrix in enumerate(submatrices(matrix, missing)):
+        expected = submatrix + np.diag(added[:, row])
+        np.testing.assert_allclose(
+            inverse.solution[:, row], np.linalg.solve(expected, rhs[:, row]), rtol=1e-12
+        )
+        np.testing.assert_allclose(inverse.log_det[row], np.linalg.slogdet(expected)[1])
+        np.testing.assert_allclose(
+            inverse.diagonal[:, row], np.linalg.inv(expected).diagonal(), rtol=1e-12
+        )
+    plain = sum(np.linalg.slogdet(submatrix)[1] for submatrix in submatrices(matrix, missing))
+    assert abs(float(inverse.log_det.sum()) - plain) > 0.1
+
+
+def test_zero_pivot_is_no_warning(layout):
+    """Rounding can make a candidate of the solver singular; what follows is not finite."""
+    if layout == "factorised":
+        return
+    singular = torch.ones(3, 3, dtype=torch.float64)
+    inverse = masked_inverse(singular, torch.tensor([[0], [1]]), torch.ones(2, 1).double())
+    assert not torch.isfinite(inverse.solution).all()
