@@ -47,6 +47,7 @@ from skbilevel.numerics.masked_inverse import (
 )
 from skbilevel.numerics.pattern_sums import PatternSums
 from skbilevel.numerics.row_groups import RowGroup
+from skbilevel.numerics.sites import Sites
 from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
 from skbilevel.objectives.family import FirstEstimate, Parameters, add, pack, unpack
 
@@ -108,8 +109,16 @@ def precision(parameters: NormalParameters) -> Precision:
     return Precision(parameters.location, torch.cholesky_inverse(factor), log_det)
 
 
-def condition(group: RowGroup, model: Precision) -> Conditional:
-    """Eqs. (1) to (3) for the rows of a group."""
+def condition(group: RowGroup, model: Precision, sites: Sites | None = None) -> Conditional:
+    """Eqs. (1) to (3) for the rows of a group.
+
+    With ``sites`` (k, b) on the missing cells these are multiplied into the normal::
+
+        e_m = (P_mm + diag tau)^-1 (nu - tau mu_m - (P e~)_m)
+
+    and the determinant and the distance are such that `log_normal` of them, plus
+    ``sum nu mu_m - tau mu_m^2 / 2``, is the log of the integral of the product.
+    """
     residual, pulled = _pull(group, model)
     distance = (pulled * residual).sum(1)
     log_det = model.log_det_covariance.expand(len(residual))
@@ -117,7 +126,10 @@ def condition(group: RowGroup, model: Precision) -> Conditional:
         return Conditional(residual, distance, log_det, None)
     cells = group.cells
     rhs = torch.index_select(pulled.view(-1), 0, cells).view_as(group.missing)
-    inverse = masked_inverse(model.matrix, group.missing, rhs)
+    if sites is not None:
+        rhs = rhs - (sites.shift - sites.precision * model.location[group.missing])
+    added = None if sites is None else sites.precision
+    inverse = masked_inverse(model.matrix, group.missing, rhs, added)
     residual.view(-1).index_copy_(0, cells, -inverse.solution.reshape(-1))
     distance -= (rhs * inverse.solution).sum(0)
     return Conditional(residual, distance, log_det + inverse.log_det, inverse)

@@ -1,0 +1,289 @@
+"""Maximum likelihood of the normal with self-masking, by EM with expectation propagation.
+
+This joins the parts: the normal with sites gives the marginals of a group of rows, `sweep` the
+sites, `newton_step` the mechanism, and the M-step the next normal. The sites of a row are kept
+from one iteration to the next, so that one sweep an iteration is enough.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skbilevel.numerics.row_groups import RowGroup, StandardizedRows, row_block
+from skbilevel.numerics.sites import Normal, Sites
+from skbilevel.numerics.threads import single_thread
+from skbilevel.objectives.normal import (
+    Conditional,
+    NormalParameters,
+    Precision,
+    condition,
+    precision,
+    scatter_sums,
+)
+from skbilevel.objectives.self_masked_normal import log_evidence, marginals, projected
+from skbilevel.objectives.self_masking import (
+    SelfMasking,
+    Tilted,
+    log_probability_terms,
+    tilted,
+)
+from skbilevel.solvers.ep import cavity, log_scales, sweep
+from skbilevel.solvers.separable_newton import Quadratic, newton_step
+
+# The first normals are too rough to tell which rows are far away.
+_FREE_ITERATIONS = 2
+_DAMPING = 0.8
+_RIDGE = 1e-3
+# Rows with a squared distance beyond this many times their observed cells are pulled in.
+LIMIT = 3.0
+# Standard deviations of a learnt probit, in those of the column: from a slope of 50 to none.
+NARROWEST, WIDEST = 0.02, 20.0
+# Given the normal, the sites of new rows settle in about ten sweeps.
+_MOST_SWEEPS, _SETTLED = 100, 1e-10
+
+
+class MechanismFit(NamedTuple):
+    """What `fit_self_masked` returns.
+
+    Attributes
+    ----------
+    parameters : NormalParameters
+        In standardised units.
+    mechanism : SelfMasking
+        As given, or as learnt.
+    evidence : float
+        log p(x_o, s) per row in nats, for the columns that have a mechanism.
+    n_iter : int
+        Number of iterations.
+    converged : bool
+        Whether the imputations settled.
+    """
+
+    parameters: NormalParameters
+    mechanism: SelfMasking
+    evidence: float
+    n_iter: int
+    converged: bool
+
+
+@dataclass
+class _Rows:
+    """A group of rows with the sites of its missing cells and their means."""
+
+    group: RowGroup
+    sites: Sites
+    mean: Tensor
+
+
+@torch.inference_mode()
+@single_thread()
+def fit_self_masked(
+    data: StandardizedRows,
+    mechanism: SelfMasking,
+    *,
+    learn: bool = False,
+    max_iter: int = 80,
+    tol: float = 1e-3,
+    limit: float = LIMIT,
+) -> MechanismFit:
+    """Fit the normal, and on request the mechanism.
+
+    Parameters
+    ----------
+    data : StandardizedRows
+        Rows standardised by their observed cells.
+    mechanism : SelfMasking
+        Side, threshold and width of every column, in standardised units.
+    learn : bool, default=False
+        Whether threshold and width are learnt from there; the width has to be positive.
+    max_iter : int, default=80
+        Most iterations.
+    tol : float, default=1e-3
+        Stop when no imputed cell moves by more than this many standard deviations.
+    limit : float, default=3.0
+        Rows with a squared distance of more than this many times their number of observed cells
+        are pulled in; inf leaves all as they are.
+    """
+    batches = [_start(group) for index in range(len(data)) for group in data[index].groups]
+    parameters = _standard_normal(data.shape[1])
+    observed = _observed_cells(batches, mechanism) if learn else None
+    converged, n_iter = False, 0
+    while n_iter < max_iter and not converged:
+        n_iter += 1
+        model = precision(parameters)
+        reach = limit if n_iter > _FREE_ITERATIONS else float("inf")
+        parameters, change = _iterate(batches, model, mechanism, reach)
+        if observed is not None:
+            mechanism = _improved(mechanism, batches, model, observed)
+        converged = n_iter > 1 and change < tol
+    model = precision(parameters)
+    total = sum(float(_log_evidence(rows, model, mechanism).sum()) for rows in batches)
+    return MechanismFit(parameters, mechanism, total / data.shape[0], n_iter, converged)
+
+
+@torch.inference_mode()
+@single_thread()
+def completed_self_masked(
+    parameters: NormalParameters,
+    mechanism: SelfMasking,
+    X: np.ndarray,
+    center: np.ndarray,
+    scale: np.ndarray,
+    limit: float = LIMIT,
+) -> np.ndarray:
+    """Rows (b, d) of ``X`` with missing cells at E[x | x_o, s], in original units.
+
+    Every row is iterated by itself until its sites have settled.
+    """
+    block, model = row_block(X, center, scale), precision(parameters)
+    rows, start = np.array(X, dtype=np.float64), 0
+    for group in block.groups:
+        where = block.order[start : start + len(group.values)]
+        start += len(where)
+        if group.n_missing:
+            mean = _settled(_start(group), model, mechanism, limit).numpy()
+            columns = group.missing.numpy()
+            rows[where, columns] = mean * scale[columns] + center[columns]
+    return rows
+
+
+def _start(group: RowGroup) -> _Rows:
+    zero = torch.zeros(group.missing.shape, dtype=torch.float64)
+    return _Rows(group, Sites(zero, zero), zero)
+
+
+def _standard_normal(n_columns: int) -> NormalParameters:
+    return NormalParameters(
+        torch.zeros(n_columns, dtype=torch.float64), torch.eye(n_columns, dtype=torch.float64)
+    )
+
+
+def _tilt(group: RowGroup, mechanism: SelfMasking) -> Callable[[Tensor, Tensor], Tilted]:
+    own = mechanism.columns(group.missing)
+    return lambda mean, variance: tilted(mean, variance, own)
+
+
+def _pulled_in(group: RowGroup, model: Precision, limit: float) -> RowGroup:
+    return projected(group, model, limit) if limit < float("inf") else group
+
+
+def _swept(
+    rows: _Rows, group: RowGroup, model: Precision, mechanism: SelfMasking
+) -> tuple[Conditional, Normal]:
+    """One sweep of the sites of ``rows`` given the values of ``group``, and what follows."""
+    before = marginals(group, condition(group, model, rows.sites), model.location)
+    rows.sites = sweep(before, rows.sites, _tilt(group, mechanism), _DAMPING)
+    given = condition(group, model, rows.sites)
+    return given, marginals(group, given, model.location)
+
+
+def _iterate(
+    batches: list[_Rows], model: Precision, mechanism: SelfMasking, limit: float
+) -> tuple[NormalParameters, float]:
+    """One sweep and the M-step; also the largest move of an imputed cell."""
+    n_rows, change = 0, 0.0
+    first, second = torch.zeros_like(model.location), torch.zeros_like(model.matrix)
+    for rows in batches:
+        group = _pulled_in(rows.group, model, limit)
+        if group.n_missing:
+            given, marginal = _swept(rows, group, model, mechanism)
+            change = max(change, float((marginal.mean - rows.mean).abs().max()))
+            rows.mean = marginal.mean
+        else:
+            given = condition(group, model)
+        sums = scatter_sums(given, model.location)
+        first, second = first + sums[0], second + sums[1]
+        n_rows += len(group.values)
+    location = first / n_rows
+    covariance = second / n_rows - torch.outer(location, location)
+    covariance.diagonal().add_(_RIDGE)
+    return NormalParameters(location, (covariance + covariance.T) / 2), change
+
+
+def _settled(rows: _Rows, model: Precision, mechanism: SelfMasking, limit: float) -> Tensor:
+    group = _pulled_in(rows.group, model, limit)
+    for _ in range(_MOST_SWEEPS):
+        _, marginal = _swept(rows, group, model, mechanism)
+        change = (marginal.mean - rows.mean).abs().max()
+        rows.mean = marginal.mean
+        if change < _SETTLED:
+            break
+    return rows.mean
+
+
+def _log_evidence(rows: _Rows, model: Precision, mechanism: SelfMasking) -> Tensor:
+    group, sites = rows.group, rows.sites
+    if group.n_missing == 0:
+        scales, given = torch.zeros_like(sites.shift), condition(group, model)
+    else:
+        given = condition(group, model, sites)
+        marginal = marginals(group, given, model.location)
+        scales = log_scales(marginal, sites, _tilt(group, mechanism))
+    return log_evidence(group, given, sites, scales, mechanism, model.location)
+
+
+class _Cells(NamedTuple):
+    """Cells (c,) of columns with a mechanism: normal variables, their columns and whether they
+    are missing (1) or observed (-1)."""
+
+    normal: Normal
+    column: Tensor
+    sign: float
+
+
+def _observed_cells(batches: list[_Rows], mechanism: SelfMasking) -> _Cells:
+    values, columns = [], []
+    for rows in batches:
+        chosen = (rows.group.observed() * mechanism.side.abs()).nonzero(as_tuple=True)
+        values.append(rows.group.values[chosen])
+        columns.append(chosen[1])
+    mean = torch.cat(values)
+    return _Cells(Normal(mean, torch.zeros_like(mean)), torch.cat(columns), -1.0)
+
+
+def _missing_cells(batches: list[_Rows], model: Precision) -> _Cells:
+    """The cavities: what the rest of each row says about its missing cells."""
+    cavities, columns = [], []
+    for rows in batches:
+        if rows.group.n_missing:
+            given = condition(rows.group, model, rows.sites)
+            marginal = marginals(rows.group, given, model.location)
+            cavities.append(cavity(marginal, rows.sites))
+            columns.append(rows.group.missing)
+    normal = Normal(
+        *(torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*cavities, strict=True))
+    )
+    return _Cells(normal, torch.cat([column.reshape(-1) for column in columns]), 1.0)
+
+
+def _improved(
+    mechanism: SelfMasking, batches: list[_Rows], model: Precision, observed: _Cells
+) -> SelfMasking:
+    """A Newton step on threshold and log width of every column.
+
+    The cavities, not the marginals, are what the mechanism is learnt from: a marginal has already
+    been moved by it, which draws the slope towards zero.
+    """
+    missing = _missing_cells(batches, model)
+
+    def evaluate(theta: Tensor) -> Quadratic:
+        candidate = mechanism._replace(threshold=theta[:, 0], width=theta[:, 1].exp())
+        total = Quadratic(
+            *(torch.zeros(len(theta), *shape, dtype=theta.dtype) for shape in ((), (2,), (2, 2)))
+        )
+        for cells in (missing, observed):
+            own = candidate.columns(cells.column)
+            own = own._replace(side=cells.sign * own.side)
+            terms = log_probability_terms(*cells.normal, own)
+            for sum_, term in zip(total, terms, strict=True):
+                sum_.index_add_(0, cells.column, term)
+        return total
+
+    theta = torch.stack([mechanism.threshold, mechanism.width.log()], dim=1)
+    theta = newton_step(evaluate, theta)
+    width = theta[:, 1].exp().clamp(NARROWEST, WIDEST)
+    return mechanism._replace(threshold=theta[:, 0], width=width)

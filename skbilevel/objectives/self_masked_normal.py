@@ -1,0 +1,78 @@
+"""The normal with self-masking: which cells are missing enters the likelihood.
+
+======================  ==============  ==========  ======================================
+symbol                  code name       shape       meaning
+======================  ==============  ==========  ======================================
+mu, P                   location,       (d,),       the normal, in standardised units, and
+                        matrix          (d, d)      its precision
+tau, nu                 sites           (k, b)      normal factors that stand for
+                                                    p(s_j = 0 | x_j) at the missing cells
+E, V                    mean, variance  (k, b)      marginals of the missing cells
+delta                   distance        (b,)        e_o' (S_oo)^-1 e_o
+c                       limit           scalar      rows beyond delta = c n_o are pulled in
+======================  ==============  ==========  ======================================
+
+Given a row's observed cells, its missing ones are normal times one factor a cell, which
+expectation propagation replaces by sites. Their normaliser gives the evidence ::
+
+    log p(x_o, s) = log of the integral of normal times sites + sum_m log_scale
+                    + sum_o log p(s_j = 1 | x_j)                                  (1)
+
+A row far outside the ellipsoid of the others is a poor predictor of what is missing in it, and
+the truncated means that it implies are extreme. It is pulled radially onto the ellipsoid ::
+
+    x_o <- mu_o + min(1, sqrt(c n_o / delta)) (x_o - mu_o)                        (2)
+"""
+
+import torch
+from scipy.special import chdtri
+from torch import Tensor
+
+from skbilevel.numerics.row_groups import RowGroup
+from skbilevel.numerics.sites import Normal, Sites
+from skbilevel.objectives.normal import Conditional, Precision, condition, log_normal
+from skbilevel.objectives.self_masking import SelfMasking, log_observed
+
+
+# Share of normal rows beyond the least limit.
+_RARE = 0.002
+
+
+def projected(group: RowGroup, model: Precision, limit: float) -> RowGroup:
+    """Eq. (2) for the rows of a group.
+
+    Where few cells are observed c n_o would cut into the bulk of the rows: the limit is never
+    below the quantile of chi squared that one normal row in 500 exceeds.
+    """
+    least = float(chdtri(group.n_observed, _RARE))
+    distance = condition(group, model).distance.clamp(min=torch.finfo(torch.float64).tiny)
+    share = (max(limit * group.n_observed, least) / distance).sqrt().clamp(max=1.0).unsqueeze(1)
+    pulled = model.location + share * (group.values - model.location)
+    return RowGroup(pulled * group.observed(), group.missing)
+
+
+def marginals(group: RowGroup, given: Conditional, location: Tensor) -> Normal:
+    """E and V of the missing cells of a group with missing cells."""
+    assert given.inverse is not None
+    residual = given.residual.gather(1, group.missing.T).T
+    return Normal(location[group.missing] + residual, given.inverse.diagonal)
+
+
+def log_evidence(
+    group: RowGroup,
+    given: Conditional,
+    sites: Sites,
+    log_scales: Tensor,
+    mechanism: SelfMasking,
+    location: Tensor,
+) -> Tensor:
+    """Eq. (1) per row in nats; shape (b,).
+
+    ``given`` is conditioned on the sites, and ``log_scales`` (k, b) are their factors' scales.
+    """
+    normal = log_normal(group.n_observed, given.log_det, given.distance)
+    center = location[group.missing]
+    at_center = sites.shift * center - 0.5 * sites.precision * center.square()
+    of_missing = (at_center + log_scales).sum(0)
+    of_observed = log_observed(group.values, mechanism).where(group.observed() > 0, 0.0)
+    return normal + of_missing + of_observed.sum(1)

@@ -1,0 +1,178 @@
+"""The normal with self-masking: exact cases, limits, and known parameters found again."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import multivariate_normal, norm
+
+from skbilevel import GaussianImputer
+from skbilevel.amputation import ampute
+from skbilevel.datasets import make_correlated_gaussian
+from skbilevel.estimators.mechanism_em import LIMIT, completed_self_masked, fit_self_masked
+from skbilevel.metrics import imputation_rmse
+from skbilevel.numerics.observed import mean_and_deviation
+from skbilevel.numerics.row_groups import StandardizedRows
+from skbilevel.objectives.normal import NormalParameters
+from skbilevel.objectives.self_masking import SelfMasking
+from tests.reference.gaussian import condition
+
+
+def mechanism(side, threshold, width):
+    return SelfMasking(
+        *(torch.tensor(value, dtype=torch.float64) for value in (side, threshold, width))
+    )
+
+
+def fitted(X, own, limit=LIMIT, **settings):
+    units = mean_and_deviation(X)
+    fit = fit_self_masked(StandardizedRows(X, *units), own, limit=limit, **settings)
+    return fit, completed_self_masked(fit.parameters, fit.mechanism, X, *units, limit=limit)
+
+
+def limits(X, side):
+    """Hard limits at the largest, or smallest, observed value, in standardised units."""
+    center, scale = mean_and_deviation(X)
+    Z = (X - center) / scale
+    ends = np.where(np.asarray(side) > 0, np.nanmax(Z, axis=0), np.nanmin(Z, axis=0))
+    return mechanism(side, ends.tolist(), [0.0] * len(side))
+
+
+def truncated_mean(mean, sd, limit, side):
+    ratio = side * (mean - limit) / sd
+    return mean + side * sd * np.exp(norm.logpdf(ratio) - norm.logcdf(ratio))
+
+
+def rows_with_one_hole(seed=0, n_rows=400):
+    """Each row lacks column 0 where it is above .4, or column 1 where that is below -.8."""
+    rng = np.random.default_rng(seed)
+    X = rng.multivariate_normal([0, 0, 0], [[1, 0.6, 0.3], [0.6, 1, 0.5], [0.3, 0.5, 1]], n_rows)
+    high, low = X[:, 0] > 0.4, X[:, 1] < -0.8
+    low &= ~high
+    incomplete = X.copy()
+    incomplete[high, 0], incomplete[low, 1] = np.nan, np.nan
+    return X, incomplete
+
+
+def test_with_one_missing_cell_a_row_evidence_and_means_are_exact():
+    _, X = rows_with_one_hole()
+    center, scale = mean_and_deviation(X)
+    own = mechanism([1.0, -1.0, 0.0], [0.3, -0.9, 0.0], [0.2, 0.5, 1.0])
+    fit, completed = fitted(X, own, limit=np.inf, max_iter=300, tol=1e-12)
+    location, covariance = (
+        p.numpy() for p in (fit.parameters.location, fit.parameters.covariance)
+    )
+    Z, total = (X - center) / scale, 0.0
+    sides, thresholds, widths = (p.numpy() for p in own)
+    for row, filled in zip(Z, (completed - center) / scale, strict=True):
+        o = ~np.isnan(row)
+        total += multivariate_normal(location[o], covariance[np.ix_(o, o)]).logpdf(row[o])
+        for j in np.flatnonzero(o[:2]):
+            total += norm.logcdf(-sides[j] * (row[j] - thresholds[j]) / widths[j])
+        if not o.all():
+            (j,) = np.flatnonzero(~o)
+            mean, conditional, _ = condition(row, location, covariance)
+            spread = np.hypot(widths[j], conditional[j, j] ** 0.5)
+            ratio = sides[j] * (mean[j] - thresholds[j]) / spread
+            total += norm.logcdf(ratio)
+            hazard = np.exp(norm.logpdf(ratio) - norm.logcdf(ratio))
+            expected = mean[j] + sides[j] * conditional[j, j] / spread * hazard
+            assert filled[j] == pytest.approx(expected, abs=1e-7)
+    assert fit.evidence == pytest.approx(total / len(X), abs=1e-7)
+
+
+def test_without_a_mechanism_rows_are_completed_by_the_conditional_mean():
+    _, X = rows_with_one_hole()
+    nothing = mechanism([0.0] * 3, [0.0] * 3, [1.0] * 3)
+    fit, completed = fitted(X, nothing, limit=np.inf, tol=1e-10, max_iter=500)
+    # Its prior is a ridge of .001 on the covariance.
+    imputer = GaussianImputer(shrinkage=1e-3 * len(X), tol=1e-12, max_iter=2000).fit(X)
+    assert fit.converged
+    assert_allclose(completed, imputer.transform(X), atol=5e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_values_above_a_limit_are_imputed_nearly_as_by_the_true_distribution(seed):
+    """The report's design: correlation .8, the first column missing above its mean."""
+    X = make_correlated_gaussian(500, random_state=seed)
+    incomplete, mask = ampute(X, mechanism="mnar_threshold", columns=[0])
+    _, completed = fitted(incomplete, limits(incomplete, [1.0, 0.0]))
+    best = X.copy()
+    missing = ~mask[:, 0]
+    best[missing, 0] = truncated_mean(0.8 * X[missing, 1], 0.6, X[:, 0].mean(), 1.0)
+
+    def rmse(filled):
+        return np.sqrt(np.mean((filled - X)[~mask] ** 2))
+
+    assert rmse(completed) <= 1.05 * rmse(best)
+    assert rmse(GaussianImputer().fit_transform(incomplete)) > 2 * rmse(completed)
+
+
+def test_mirrored_columns_are_imputed_by_mirrored_values():
+    _, X = rows_with_one_hole()
+    _, plain = fitted(X, limits(X, [1.0, -1.0, 0.0]))
+    _, mirrored = fitted(-X, limits(-X, [-1.0, 1.0, 0.0]))
+    assert_allclose(mirrored, -plain, atol=1e-8)
+
+
+def test_shifted_and_rescaled_columns_are_imputed_alike():
+    _, X = rows_with_one_hole()
+    factor, offset = np.array([1e-3, 7.0, 1e4]), np.array([5.0, -2.0, 100.0])
+    _, plain = fitted(X, limits(X, [1.0, -1.0, 0.0]))
+    _, moved = fitted(X * factor + offset, limits(X * factor + offset, [1.0, -1.0, 0.0]))
+    assert_allclose((moved - offset) / factor, plain, atol=1e-6)
+
+
+def test_rows_are_completed_by_themselves():
+    X, incomplete = rows_with_one_hole()
+    incomplete[::7, :2] = np.nan
+    own = limits(incomplete, [1.0, -1.0, 0.0])
+    fit, whole = fitted(incomplete, own)
+    units = mean_and_deviation(incomplete)
+    parts = [
+        completed_self_masked(fit.parameters, own, part, *units)
+        for part in (incomplete[:1], incomplete[1:90], incomplete[90:])
+    ]
+    assert_allclose(np.concatenate(parts), whole, atol=1e-8)
+    observed = ~np.isnan(incomplete)
+    assert_array_equal(whole[observed], X[observed])
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_threshold_and_width_of_a_probit_are_found_again(side):
+    rng = np.random.default_rng(0)
+    X = rng.multivariate_normal([0, 0], [[1, 0.9], [0.9, 1]], 20_000)
+    hidden = rng.random(len(X)) < norm.cdf(side * (X[:, 0] - 0.4) / 0.5)
+    incomplete = X.copy()
+    incomplete[hidden, 0] = np.nan
+    center, scale = mean_and_deviation(incomplete)
+    start = mechanism([side, 0.0], [0.0, 0.0], [1.0, 1.0])
+    fit, completed = fitted(incomplete, start, learn=True, max_iter=150, tol=1e-5, limit=np.inf)
+    assert fit.mechanism.threshold[0] * scale[0] + center[0] == pytest.approx(0.4, abs=0.06)
+    assert fit.mechanism.width[0] * scale[0] == pytest.approx(0.5, abs=0.06)
+    truth = imputation_rmse(X, completed, ~np.isnan(incomplete))
+    assert truth < 0.75 * imputation_rmse(
+        X, GaussianImputer().fit_transform(incomplete), ~np.isnan(incomplete)
+    )
+    assert fit.evidence > fitted(incomplete, start, limit=np.inf)[0].evidence
+
+
+def test_far_row_is_pulled_onto_the_ellipsoid():
+    """One observed cell may be as far as the normal's quantile of .999."""
+    covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+    parameters = NormalParameters(torch.zeros(2).double(), torch.from_numpy(covariance))
+    nothing = mechanism([0.0, 0.0], [0.0, 0.0], [1.0, 1.0])
+    units = (np.zeros(2), np.ones(2))
+    far = completed_self_masked(parameters, nothing, np.array([[np.nan, 40.0]]), *units)
+    assert far[0, 0] == pytest.approx(0.8 * norm.isf(0.001))
+    assert far[0, 1] == 40.0
+    near = completed_self_masked(parameters, nothing, np.array([[np.nan, 1.0]]), *units)
+    assert near[0, 0] == pytest.approx(0.8)
+
+
+def test_row_with_nothing_observed_gets_the_truncated_mean_of_the_column():
+    parameters = NormalParameters(torch.zeros(2).double(), torch.eye(2).double())
+    hard = mechanism([1.0, 0.0], [0.5, 0.0], [0.0, 1.0])
+    units = (np.zeros(2), np.ones(2))
+    row = completed_self_masked(parameters, hard, np.full((1, 2), np.nan), *units)
+    assert_allclose(row, [[truncated_mean(0.0, 1.0, 0.5, 1.0), 0.0]], atol=1e-9)
