@@ -33,7 +33,6 @@ from skbilevel.numerics.sites import Normal, Sites
 from skbilevel.objectives.normal import Conditional, Precision, condition, log_normal
 from skbilevel.objectives.self_masking import SelfMasking, log_observed
 
-
 # Share of normal rows beyond the least limit.
 _RARE = 0.002
 
