@@ -187,11 +187,8 @@ def drawn_rows(
     """
     block, width = row_block(X, center, scale), family.noise_width(X.shape[1])
     drawn = np.empty((n_draws, *X.shape))
-    start = 0
     with single_thread():
-        for group in block.groups:
-            rows = block.order[start : start + len(group.values)]
-            start += len(rows)
+        for group, rows in block.placed():
             given = family.given(group, model)
             for draw in range(n_draws):
                 noise = torch.from_numpy(row_normal(keys[rows], draw, width))

@@ -81,6 +81,14 @@ class RowBlock:
     groups: list[RowGroup]
     order: np.ndarray
 
+    def placed(self) -> Iterator[tuple[RowGroup, np.ndarray]]:
+        """Each group with the positions of its rows in the block, (b,)."""
+        start = 0
+        for group in self.groups:
+            stop = start + len(group.values)
+            yield group, self.order[start:stop]
+            start = stop
+
 
 def row_blocks(X: np.ndarray) -> list[slice]:
     """Cut the rows of ``X`` into blocks of about 5 MB, whose bounds never depend on jobs."""

@@ -204,3 +204,14 @@ def test_layout_in_memory_does_not_matter_and_the_input_stays_as_it_was():
     for same in (np.asfortranarray(X), np.repeat(X, 2, axis=1)[:, ::2], X[::-1].copy()[::-1]):
         assert_same_blocks(row_block(same, *centre_and_scale(5)), expected)
     assert X.tobytes() == before
+
+
+def test_placed_rows_of_each_group_are_those_of_the_table():
+    rng = np.random.default_rng(3)
+    X = np.where(rng.random((30, 5)) < 0.4, np.nan, rng.normal(size=(30, 5)))
+    block, seen = row_block(X, np.zeros(5), np.ones(5)), []
+    for group, rows in block.placed():
+        np.testing.assert_array_equal(group.values, np.nan_to_num(X[rows]))
+        np.testing.assert_array_equal(group.observed(), ~np.isnan(X[rows]))
+        seen.extend(rows.tolist())
+    assert sorted(seen) == list(range(30))

@@ -53,12 +53,8 @@ def group_of(row, n_copies=1):
 
 def each_group(X):
     """Every group with the rows of X in it."""
-    block = block_of(X)
-    start = 0
-    for group in block.groups:
-        stop = start + len(group.values)
-        yield group, X[block.order[start:stop]]
-        start = stop
+    for group, rows in block_of(X).placed():
+        yield group, X[rows]
 
 
 def pairwise(X):
