@@ -121,7 +121,10 @@ def fit_self_masked(
             mechanism = _improved(mechanism, batches, model, observed)
         converged = n_iter > 1 and change < tol
     model = precision(parameters)
-    total = sum(float(_log_evidence(rows, model, mechanism).sum()) for rows in batches)
+    total = sum(
+        float(group_log_evidence(rows.group, rows.sites, model, mechanism).sum())
+        for rows in batches
+    )
     return MechanismFit(parameters, mechanism, total / data.shape[0], n_iter, converged)
 
 
@@ -143,7 +146,7 @@ def completed_self_masked(
     rows = np.array(X, dtype=np.float64)
     for group, where in block.placed():
         if group.n_missing:
-            mean = _settled(_start(group), model, mechanism, limit).numpy()
+            mean = settled(group, model, mechanism, limit).marginal.mean.numpy()
             columns = group.missing.numpy()
             rows[where, columns] = mean * scale[columns] + center[columns]
     return rows
@@ -160,7 +163,8 @@ def _standard_normal(n_columns: int) -> NormalParameters:
     )
 
 
-def _tilt(group: RowGroup, mechanism: SelfMasking) -> Callable[[Tensor, Tensor], Tilted]:
+def tilt_of(group: RowGroup, mechanism: SelfMasking) -> Callable[[Tensor, Tensor], Tilted]:
+    """The factors of the missing cells of a group."""
     own = mechanism.columns(group.missing)
     return lambda mean, variance: tilted(mean, variance, own)
 
@@ -174,7 +178,7 @@ def _swept(
 ) -> tuple[Conditional, Normal]:
     """One sweep of the sites of ``rows`` given the values of ``group``, and what follows."""
     before = marginals(group, condition(group, model, rows.sites), model.location)
-    rows.sites = sweep(before, rows.sites, _tilt(group, mechanism), _DAMPING)
+    rows.sites = sweep(before, rows.sites, tilt_of(group, mechanism), _DAMPING)
     given = condition(group, model, rows.sites)
     return given, marginals(group, given, model.location)
 
@@ -202,25 +206,41 @@ def _iterate(
     return NormalParameters(location, (covariance + covariance.T) / 2), change
 
 
-def _settled(rows: _Rows, model: Precision, mechanism: SelfMasking, limit: float) -> Tensor:
-    group = _pulled_in(rows.group, model, limit)
+class Settled(NamedTuple):
+    """Rows of a group, pulled in, with sites and marginals that agree."""
+
+    group: RowGroup
+    sites: Sites
+    marginal: Normal
+
+
+def settled(
+    group: RowGroup, model: Precision, mechanism: SelfMasking, limit: float = LIMIT
+) -> Settled:
+    """Sweep the sites of the rows of a group, from none, until their means stay put."""
+    rows, group = _start(group), _pulled_in(group, model, limit)
+    marginal = Normal(rows.mean, rows.mean)
+    if group.n_missing == 0:
+        return Settled(group, rows.sites, marginal)
     for _ in range(_MOST_SWEEPS):
         _, marginal = _swept(rows, group, model, mechanism)
         change = (marginal.mean - rows.mean).abs().max()
         rows.mean = marginal.mean
         if change < _SETTLED:
             break
-    return rows.mean
+    return Settled(group, rows.sites, marginal)
 
 
-def _log_evidence(rows: _Rows, model: Precision, mechanism: SelfMasking) -> Tensor:
-    group, sites = rows.group, rows.sites
+def group_log_evidence(
+    group: RowGroup, sites: Sites, model: Precision, mechanism: SelfMasking
+) -> Tensor:
+    """log p(x_o, s) of the rows of a group in nats, (b,), as the sites approximate it."""
     if group.n_missing == 0:
         scales, given = torch.zeros_like(sites.shift), condition(group, model)
     else:
         given = condition(group, model, sites)
         marginal = marginals(group, given, model.location)
-        scales = log_scales(marginal, sites, _tilt(group, mechanism))
+        scales = log_scales(marginal, sites, tilt_of(group, mechanism))
     return log_evidence(group, given, sites, scales, mechanism, model.location)
 
 

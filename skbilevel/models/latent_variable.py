@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.n_latent = n_latent
         self._root = ROOTS[covariance]
         self.skip = dense(n_features, n_latent, generator=generator, dtype=dtype)
         start = torch.empty(n_features, n_latent, dtype=dtype)

@@ -22,6 +22,15 @@ A row far outside the ellipsoid of the others is a poor predictor of what is mis
 the truncated means that it implies are extreme. It is pulled radially onto the ellipsoid ::
 
     x_o <- mu_o + min(1, sqrt(c n_o / delta)) (x_o - mu_o)                        (2)
+
+Draws go from the last missing cell to the first. With L L' the precision of the missing cells,
+their sites included, a cell given those already drawn is N(c_j, 1 / L_jj^2) ::
+
+    c_j = E_j - sum_{i > j} L_ij (x_i - E_i) / L_jj                               (3)
+
+in which sites stand for the cells yet to come. Its own site is divided out again and the true
+factor put in its place, from which x_j is drawn. So no draw lies beyond a hard limit, and the
+draws are exact where the sites are.
 """
 
 import torch
@@ -30,6 +39,8 @@ from torch import Tensor
 
 from skbilevel.numerics.row_groups import RowGroup
 from skbilevel.numerics.sites import Normal, Sites
+from skbilevel.objectives.given_missing import normal_given_missing
+from skbilevel.objectives.masking_links import ProbitLink
 from skbilevel.objectives.normal import Conditional, Precision, condition, log_normal
 from skbilevel.objectives.self_masking import SelfMasking, log_observed
 
@@ -75,3 +86,34 @@ def log_evidence(
     of_missing = (at_center + log_scales).sum(0)
     of_observed = log_observed(group.values, mechanism).where(group.observed() > 0, 0.0)
     return normal + of_missing + of_observed.sum(1)
+
+
+def drawn_in_turn(
+    mean: Tensor, root: Tensor, sites: Sites, link: ProbitLink, uniforms: Tensor
+) -> Tensor:
+    """Eq. (3): draws (S, k, b) of the missing cells.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (k, b)
+        E of the missing cells, sites included.
+    root : Tensor of shape (b, k, k)
+        L, lower triangular.
+    sites : Sites of shape (k, b)
+    link : ProbitLink of shape (k, b)
+        The factors of the cells.
+    uniforms : Tensor of shape (3, S, k, b)
+        In (0, 1).
+    """
+    offset = torch.zeros(uniforms.shape[1:], dtype=mean.dtype)
+    for j in reversed(range(len(mean))):
+        pivot = root[:, j, j]
+        pull = torch.einsum("bi,sib->sb", root[:, j + 1 :, j], offset[:, j + 1 :])
+        center = mean[j] - pull / pivot
+        rest = pivot.square() - sites.precision[j]
+        location = (pivot.square() * center - sites.shift[j]) / rest
+        scale = rest.rsqrt().unsqueeze(0)
+        own = link.columns(torch.tensor(j))
+        cell = normal_given_missing(location, scale, torch.zeros_like(scale), own)
+        offset[:, j] = cell.drawn(uniforms[:, :, j]) - mean[j]
+    return mean + offset

@@ -1,0 +1,288 @@
+"""A latent-variable model of incomplete rows: its bound, and what it imputes.
+
+This joins the parts: encoder and decoder give distributions, `importance_weighted` the weights,
+a `MaskTerm` what the mask says. Points of the latent space are the same for all rows, a scrambled
+Sobol sequence, so that what is imputed in a row does not depend on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+from torch import Tensor
+
+from skbilevel.estimators.column_units import ColumnUnits, one_hot
+from skbilevel.estimators.mask_terms import Cells, MaskTerm
+from skbilevel.models.latent_variable import Decoder, Encoder, Proposal
+from skbilevel.numerics.random import row_uniform
+from skbilevel.numerics.row_groups import slices
+from skbilevel.objectives.given_missing import N_UNIFORMS
+from skbilevel.objectives.importance_weighted import (
+    Codes,
+    bound,
+    effective_size,
+    expectation,
+    log_observed_density,
+    plain_bound,
+    proposed,
+    resampled,
+    weighted_quantile,
+)
+from skbilevel.objectives.observation import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Joined,
+    Observation,
+    StudentT,
+)
+
+# Tensors of this many numbers are made at a time.
+_NUMBERS_AT_A_TIME = 2**20
+# Uniform numbers are this far from 0 and 1, which float32 can tell from them.
+_EDGE = 1e-6
+# Of draws of discrete cells while training, which have no gradient otherwise.
+_TEMPERATURE = 0.5
+# What the encoder sees of far values: observed cells, and fillings.
+_FAR, _FAR_FILLING = 5.0, 8.0
+
+
+class Batch(NamedTuple):
+    """Rows (b, d) in the model's units, finite at missing cells; their mask, True = observed."""
+
+    values: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LatentModel:
+    """Encoder, decoder and mask term.
+
+    Attributes
+    ----------
+    encoder : Encoder
+    decoder : Decoder
+    term : MaskTerm
+    units : ColumnUnits
+    fill : callable
+        From rows (b, d) with NaN, in the data's units, to complete ones, for the encoder.
+    seed : int
+        Of the points of the latent space.
+    n_importance : int
+        Number of points when rows are imputed or scored.
+    """
+
+    encoder: Encoder
+    decoder: Decoder
+    term: MaskTerm
+    units: ColumnUnits
+    fill: Callable[[np.ndarray], np.ndarray]
+    seed: int
+    n_importance: int
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Rows (b, d) with NaN at missing cells as tensors, filled."""
+        dtype = self.decoder.log_scale.dtype
+        mask, filled = ~np.isnan(rows), self.fill(rows)
+        values = self.units.coded(np.where(mask, rows, filled))
+        return Batch(torch.from_numpy(values).to(dtype), torch.from_numpy(mask))
+
+    def proposal(self, batch: Batch) -> Proposal:
+        """q(z | x_o) of every row."""
+        far = torch.where(batch.mask, _FAR, _FAR_FILLING).to(batch.values.dtype)
+        is_continuous = torch.from_numpy(self.units.is_continuous)
+        near = torch.where(is_continuous, batch.values.clamp(-far, far), batch.values)
+        counts = torch.from_numpy(self.units.n_categories)
+        width = counts.where(counts > 2, 1)
+        return self.encoder(one_hot(near, counts), batch.mask.repeat_interleave(width, dim=1))
+
+    def observation(self, codes: Tensor, temperature: float | None = None) -> Observation:
+        """p(x | z) of codes (K, b, L)."""
+        outputs = self.decoder(codes).unflatten(-1, (len(self.units.kinds), -1))
+        kinds = np.array(self.units.kinds)
+        parts, columns = [], []
+        for kind in dict.fromkeys(self.units.kinds):
+            index = torch.from_numpy(np.flatnonzero(kinds == kind))
+            own = outputs if len(index) == len(kinds) else outputs[..., index, :]
+            parts.append(_PARTS[kind](self, own, index, temperature))
+            columns.append(index)
+        return parts[0] if len(parts) == 1 else Joined(tuple(parts), tuple(columns))
+
+    def loss(self, batch: Batch, noise: Tensor, uniforms: Tensor | None, objective: str) -> Tensor:
+        """Minus the bound per row, the mean over the batch; ``noise`` is (K, b, L)."""
+        q = self.proposal(batch)
+        codes = proposed(q.mean, q.root, noise)
+        observation = self.observation(codes.values, temperature=_TEMPERATURE)
+        given = self.term.given(observation, batch.values, batch.mask, uniforms)
+        log_likelihood = log_observed_density(observation, batch.values, batch.mask)
+        log_likelihood = log_likelihood + given.log_mask
+        return -OBJECTIVES[objective](log_likelihood, codes, q).mean()
+
+    def completed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (b, d) with missing cells at their mean, categorical ones at their mode."""
+        return self._filled(rows, self._centers)
+
+    def quantile(self, rows: np.ndarray, level: float) -> np.ndarray:
+        """Rows (b, d) with missing cells at a quantile, that of codes for discrete columns."""
+
+        def of_weighted(weighted: _Weighted) -> Tensor:
+            draws = weighted.cells.drawn(weighted.uniforms)
+            return weighted_quantile(draws, weighted.log_weights, level)
+
+        return self._filled(rows, of_weighted)
+
+    @torch.inference_mode()
+    def drawn(self, rows: np.ndarray, keys: np.ndarray, n_draws: int) -> np.ndarray:
+        """Rows with missing cells drawn, (n_draws, b, d), by sampling importance resampling."""
+        drawn = np.repeat(np.asarray(rows, dtype=np.float64)[np.newaxis], n_draws, axis=0)
+        n_columns = rows.shape[1]
+        for part in self._parts(len(rows), max(self.n_importance, n_draws)):
+            uniforms = _row_uniforms(keys[part], n_draws, 1 + self.n_per_cell * n_columns)
+            for_cells = uniforms[1:].unflatten(0, (self.n_per_cell, n_columns)).movedim(1, -1)
+            cells = self._resampled(self.batch(rows[part]), uniforms[0], for_cells)
+            values = self.units.decoded(cells.double().numpy())
+            drawn[:, part] = np.where(np.isnan(rows[part]), values, rows[part])
+        return drawn
+
+    def _resampled(self, batch: Batch, uniforms: Tensor, for_cells: Tensor) -> Tensor:
+        """Draws (S, b, d) from uniforms (S, b), which pick codes, and (n, S, b, d) of cells."""
+        weighted = self._weighted(batch)
+        if self.term.needs_draws:
+            # The weights are those of the draws themselves.
+            return resampled(weighted.cells.mean, weighted.log_weights, uniforms)
+        codes = resampled(weighted.codes, weighted.log_weights, uniforms)
+        given = self.term.given(self.observation(codes), batch.values, batch.mask, None)
+        return given.cells.drawn(for_cells.to(codes.dtype).clamp(_EDGE, 1 - _EDGE))
+
+    @torch.inference_mode()
+    def log_densities(self, rows: np.ndarray) -> np.ndarray:
+        """The bound of log p(x_o, s) per row in nats and in the units of the data, (b,)."""
+        values = self._by_parts(rows, lambda weighted: bound(weighted.log_weights))
+        return values - ~np.isnan(rows) @ self.units.log_scale()
+
+    @torch.inference_mode()
+    def effective_sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Effective number of importance samples of every row, (b,)."""
+        return self._by_parts(rows, lambda weighted: effective_size(weighted.log_weights))
+
+    def _by_parts(self, rows: np.ndarray, of_weighted: OfWeighted) -> np.ndarray:
+        parts = self._parts(len(rows), self.n_importance)
+        values = [of_weighted(self._weighted(self.batch(rows[part]))) for part in parts]
+        return torch.cat(values).double().numpy()
+
+    @torch.inference_mode()
+    def _filled(self, rows: np.ndarray, of_weighted: OfWeighted) -> np.ndarray:
+        values = self.units.decoded(self._by_parts(rows, of_weighted))
+        return np.where(np.isnan(rows), values, rows)
+
+    def _parts(self, n_rows: int, n_points: int) -> list[slice]:
+        width = self.decoder.log_scale.numel() * max(1, int(self.units.n_categories.max()))
+        return slices(n_rows, max(1, _NUMBERS_AT_A_TIME // (n_points * width)))
+
+    def _weighted(self, batch: Batch) -> _Weighted:
+        """Codes of all points, their weights, and the missing cells given them."""
+        q = self.proposal(batch)
+        n_latent, shape = self.encoder.n_latent, (-1, len(q.mean), -1)
+        points = self._points.to(batch.values.dtype)
+        noise = torch.special.ndtri(points[:, :n_latent]).unsqueeze(1).expand(shape)
+        for_cells = points[:, n_latent:].unflatten(1, (self.n_per_cell, -1)).movedim(1, 0)
+        uniforms = for_cells.unsqueeze(2).expand(-1, *noise.shape[:2], -1)
+        codes = proposed(q.mean, q.root, noise)
+        observation = self.observation(codes.values)
+        log_likelihood = log_observed_density(observation, batch.values, batch.mask)
+        given = self.term.given(observation, batch.values, batch.mask, uniforms)
+        log_weights = log_likelihood + given.log_mask + codes.log_ratio
+        return _Weighted(codes.values, log_weights, given.cells, uniforms)
+
+    @cached_property
+    def _points(self) -> Tensor:
+        """Points (K, L + those of the cells) in the open cube."""
+        n_numbers = self.encoder.n_latent + self.n_per_cell * len(self.units.kinds)
+        sobol = qmc.Sobol(n_numbers, rng=np.random.default_rng(self.seed))
+        return torch.from_numpy(sobol.random(self.n_importance)).clamp(_EDGE, 1 - _EDGE)
+
+    @property
+    def n_per_cell(self) -> int:
+        """Uniform numbers that a draw of a cell takes at most."""
+        return max(N_UNIFORMS, int(self.units.n_categories.max()))
+
+    def _centers(self, weighted: _Weighted) -> Tensor:
+        """Means (b, d); of categorical columns the most probable code."""
+        centers = expectation(weighted.cells.mean, weighted.log_weights)
+        is_categorical = torch.tensor([kind == "categorical" for kind in self.units.kinds])
+        if not is_categorical.any():
+            return centers
+        up_to = [
+            expectation(weighted.cells.cdf(centers.new_full((), code)), weighted.log_weights)
+            for code in range(int(self.units.n_categories.max()))
+        ]
+        zero = torch.zeros_like(up_to[:1][0]).unsqueeze(0)
+        mode = torch.stack(up_to).diff(dim=0, prepend=zero).argmax(0)
+        return torch.where(is_categorical, mode.to(centers.dtype), centers)
+
+
+class _Weighted(NamedTuple):
+    """Codes (K, b, L), log weights (K, b), the missing cells given them, and uniforms for draws
+    of those (n, K, b, d)."""
+
+    codes: Tensor
+    log_weights: Tensor
+    cells: Cells
+    uniforms: Tensor
+
+
+OfWeighted = Callable[[_Weighted], Tensor]
+
+
+def _row_uniforms(keys: np.ndarray, n_draws: int, n_numbers: int) -> Tensor:
+    """(n_numbers, n_draws, b)."""
+    draws = [row_uniform(keys, draw, n_numbers) for draw in range(n_draws)]
+    return torch.from_numpy(np.stack(draws)).permute(2, 0, 1)
+
+
+def _importance_weighted(log_likelihood: Tensor, codes: Codes, q: Proposal) -> Tensor:
+    return bound(log_likelihood + codes.log_ratio)
+
+
+def _plain(log_likelihood: Tensor, codes: Codes, q: Proposal) -> Tensor:
+    return plain_bound(log_likelihood, q.mean, q.root)
+
+
+OBJECTIVES = {"iwae": _importance_weighted, "elbo": _plain}
+
+
+def _gaussian(model: LatentModel, outputs: Tensor, index: Tensor, _: float | None) -> Gaussian:
+    return Gaussian(outputs[..., 0], model.decoder.scale()[index])
+
+
+def _student(model: LatentModel, outputs: Tensor, index: Tensor, _: float | None) -> StudentT:
+    scale, degrees = model.decoder.scale()[index], model.decoder.degrees()[index]
+    return StudentT(outputs[..., 0], scale, degrees)
+
+
+def _bernoulli(
+    model: LatentModel, outputs: Tensor, index: Tensor, temperature: float | None
+) -> Bernoulli:
+    return Bernoulli(outputs[..., 0], temperature)
+
+
+def _categorical(
+    model: LatentModel, outputs: Tensor, index: Tensor, temperature: float | None
+) -> Categorical:
+    counts = torch.from_numpy(model.units.n_categories)[index].unsqueeze(1)
+    is_category = torch.arange(outputs.shape[-1]) < counts
+    return Categorical(torch.where(is_category, outputs, -torch.inf), temperature)
+
+
+_PARTS = {
+    "gaussian": _gaussian,
+    "student_t": _student,
+    "bernoulli": _bernoulli,
+    "categorical": _categorical,
+}

@@ -1,0 +1,125 @@
+"""How the mask enters a latent-variable model: not at all, cell by cell, or by whole rows.
+
+Each term gives, for codes z_k of rows, log p(s | ...) of the mask and the missing cells given the
+codes and the mask. A self-masking mechanism is integrated over the missing cells; any other needs
+draws of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from skbilevel.objectives.importance_weighted import (
+    completed,
+    log_mask_given_codes,
+    log_mask_given_rows,
+)
+from skbilevel.objectives.masking_links import Link
+from skbilevel.objectives.observation import Observation
+
+
+class Cells(Protocol):
+    """Missing cells given codes and the mask; tensors are (K, b, d)."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Their means."""
+
+    def cdf(self, values: Tensor) -> Tensor:
+        """Their distribution functions."""
+
+    def drawn(self, uniforms: Tensor) -> Tensor:
+        """Draws of them from uniform numbers (n, ..., d)."""
+
+
+class Given(NamedTuple):
+    """log p(s | ...) of the mask, (K, b) or 0, and the missing cells."""
+
+    log_mask: Tensor
+    cells: Cells
+
+
+class MaskTerm(Protocol):
+    """See the module; ``needs_draws`` says whether ``uniforms`` are used."""
+
+    needs_draws: bool
+
+    def given(
+        self, observation: Observation, values: Tensor, mask: Tensor, uniforms: Tensor | None
+    ) -> Given:
+        """The mask of rows (b, d) and their missing cells, for an observation of codes."""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """MIWAE: the mask says nothing."""
+
+    needs_draws = False
+
+    def given(
+        self, observation: Observation, values: Tensor, mask: Tensor, uniforms: Tensor | None
+    ) -> Given:
+        """No factor, and the cells as decoded."""
+        return Given(values.new_zeros(()), observation)
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """A self-masking mechanism, integrated over each missing cell.
+
+    Attributes
+    ----------
+    link : callable
+        Gives the `Link` of all columns; it may have learnt since the last call.
+    """
+
+    link: Callable[[], Link]
+    needs_draws = False
+
+    def given(
+        self, observation: Observation, values: Tensor, mask: Tensor, uniforms: Tensor | None
+    ) -> Given:
+        """Eq. (a) of `importance_weighted`, and the cells given that they are missing."""
+        link = self.link()
+        log_mask = log_mask_given_codes(observation, link, values, mask)
+        return Given(log_mask, observation.given_missing(link))
+
+
+@dataclass(frozen=True)
+class DrawnCells:
+    """Cells that have been drawn already: point masses; (K, b, d)."""
+
+    values: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The draws."""
+        return self.values
+
+    def cdf(self, values: Tensor) -> Tensor:
+        """0 or 1."""
+        return (self.values <= values).to(self.values.dtype)
+
+    def drawn(self, uniforms: Tensor) -> Tensor:
+        """The draws."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Any missing model: log odds (..., d) of being missing from complete rows (..., d)."""
+
+    log_odds: Callable[[Tensor], Tensor]
+    needs_draws = True
+
+    def given(
+        self, observation: Observation, values: Tensor, mask: Tensor, uniforms: Tensor | None
+    ) -> Given:
+        """Eq. (9) at rows completed by draws."""
+        assert uniforms is not None
+        rows = completed(observation, values, mask, uniforms[: observation.n_uniforms])
+        return Given(log_mask_given_rows(self.log_odds(rows), mask), DrawnCells(rows))

@@ -1,0 +1,119 @@
+"""The reflection as a prior on what lies beyond a hard limit.
+
+======================  ==============  ==========  ======================================
+symbol                  code name       shape       meaning
+======================  ==============  ==========  ======================================
+s_j, b_j                side,           (d,)        values of column j beyond b_j are missing:
+                        threshold                   above it for side 1, below it for -1
+P                       matrix          (d, d)      precision of the normal
+e                       residual        (b, d)      completed row less the location
+lambda                  `hazard`        any         phi(t) / Phi(t)
+p_ij                    predicted       (b, d)      an observed cell, as the others tell it
+r_j                     reliability     (d,)        correlation of p_ij and x_ij, at least 0
+A_j                     reach           (d,)        |b_j - mean of the observed cells|
+g_j                     mean_excess     (d,)        mean of s_j (E[x_ij | ...] - b_j) over the
+                                                    missing cells
+======================  ==============  ==========  ======================================
+
+How far the values beyond a limit reach is not in the data where the other columns do not predict
+the column: the likelihood then extrapolates the normal's tail. The trivial guess is that they lie
+as far beyond the limit as the observed ones lie within, the reflection ``b_j + s_j A_j``. It is
+mixed in by how little the column is predicted on its observed cells, where that can be seen. The
+prediction leaves the cell out and knows of the limit, as that of a missing cell does::
+
+    m = x_ij - (P e)_j / P_jj,  v = 1 / P_jj                                      (1)
+    p_ij = E[x | x within b_j],  x ~ N(m, v)                                      (2)
+    r_j = max(0, corr(p_ij, x_ij))                                                (3)
+
+A missing cell of excess x = b_j + s_j e over the limit is then imputed by ::
+
+    b_j + s_j (r_j e (A_j / g_j)^(1 - r_j^2) + (1 - r_j) A_j)                     (4)
+
+which is the model for r_j = 1 and the reflection for r_j = 0.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skbilevel.objectives.normal import Precision
+from skbilevel.objectives.self_masking import SelfMasking, tilted
+
+
+class TailPrior(NamedTuple):
+    """r_j, A_j and g_j of every column, (d,); a reliability of 1 leaves a column alone."""
+
+    reliability: Tensor
+    reach: Tensor
+    mean_excess: Tensor
+
+
+class TailSums(NamedTuple):
+    """Sums over rows for every column, (d,): n, p, x, p^2, p x and x^2 of the observed cells,
+    and n and e of the missing ones."""
+
+    n_observed: Tensor
+    predicted: Tensor
+    value: Tensor
+    predicted_square: Tensor
+    product: Tensor
+    value_square: Tensor
+    n_missing: Tensor
+    excess: Tensor
+
+
+def predicted_within(rows: Tensor, model: Precision, mechanism: SelfMasking) -> Tensor:
+    """Eqs. (1) and (2) of every cell of completed rows (b, d)."""
+    diagonal = model.matrix.diagonal()
+    mean = rows - ((rows - model.location) @ model.matrix) / diagonal
+    within = mechanism._replace(side=-mechanism.side)
+    return tilted(mean, 1 / diagonal, within).mean
+
+
+def excess(rows: Tensor, mechanism: SelfMasking) -> Tensor:
+    """e of every cell, not below 0."""
+    return (mechanism.side * (rows - mechanism.threshold)).clamp(min=0.0)
+
+
+def tail_sums(
+    rows: Tensor, observed: Tensor, model: Precision, mechanism: SelfMasking
+) -> TailSums:
+    """What `tail_prior` needs of completed rows (b, d); ``observed`` is 1 or 0 a cell."""
+    predicted = predicted_within(rows, model, mechanism)
+    beyond = excess(rows, mechanism)
+    over_observed = [predicted, rows, predicted.square(), predicted * rows, rows.square()]
+    return TailSums(
+        observed.sum(0),
+        *((observed * term).sum(0) for term in over_observed),
+        (1 - observed).sum(0),
+        ((1 - observed) * beyond).sum(0),
+    )
+
+
+def tail_prior(sums: TailSums, mechanism: SelfMasking, is_hard: Tensor) -> TailPrior:
+    """Eq. (3), A and g; columns that are not ``is_hard`` (d,) get a reliability of 1."""
+    count = sums.n_observed.clamp(min=1)
+    mean = sums.value / count
+    covariance = sums.product / count - mean * sums.predicted / count
+    spread = (sums.value_square / count - mean.square()).clamp(min=0)
+    spread_predicted = (sums.predicted_square / count - (sums.predicted / count).square()).clamp(
+        min=0
+    )
+    correlation = covariance / (spread * spread_predicted).sqrt().clamp(min=1e-12)
+    reach = (mechanism.side * (mechanism.threshold - mean)).clamp(min=0.0)
+    mean_excess = sums.excess / sums.n_missing.clamp(min=1)
+    usable = is_hard & (mechanism.side != 0) & (mean_excess > 0) & (reach > 0)
+    return TailPrior(
+        torch.where(usable, correlation.clamp(0, 1), 1.0),
+        torch.where(usable, reach, 1.0),
+        torch.where(usable, mean_excess, 1.0),
+    )
+
+
+def reflected(rows: Tensor, mechanism: SelfMasking, prior: TailPrior) -> Tensor:
+    """Eq. (4) of every cell of rows (b, d), to be used at missing ones."""
+    reliability = prior.reliability
+    stretch = (prior.reach / prior.mean_excess) ** (1 - reliability.square())
+    moved = reliability * excess(rows, mechanism) * stretch + (1 - reliability) * prior.reach
+    return torch.where(reliability < 1, mechanism.threshold + mechanism.side * moved, rows)
