@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 # Where each public name lives; __init__.pyi repeats the names for type checkers.
 _ESTIMATORS = {
     "GaussianImputer": "skbilevel.estimators.gaussian",
+    "MIWAEImputer": "skbilevel.estimators.miwae",
+    "NotMIWAEImputer": "skbilevel.estimators.miwae",
 }
 _MODULES = ("amputation", "datasets", "io", "metrics", "testing")
 

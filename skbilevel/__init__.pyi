@@ -4,6 +4,18 @@ from skbilevel import io as io
 from skbilevel import metrics as metrics
 from skbilevel import testing as testing
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
+from skbilevel.estimators.miwae import MIWAEImputer as MIWAEImputer
+from skbilevel.estimators.miwae import NotMIWAEImputer as NotMIWAEImputer
 
 __version__: str
-__all__ = ["GaussianImputer", "__version__", "amputation", "datasets", "io", "metrics", "testing"]
+__all__ = [
+    "GaussianImputer",
+    "MIWAEImputer",
+    "NotMIWAEImputer",
+    "__version__",
+    "amputation",
+    "datasets",
+    "io",
+    "metrics",
+    "testing",
+]

@@ -1,29 +1,26 @@
-"""Building and training of a latent-variable model.
-
-Where all columns are continuous the network starts as a factor analysis, the one that a fitted
-normal gives, with its posterior as encoder; what it learns from there are corrections.
-"""
+"""A latent-variable model fitted to a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skbilevel.estimators.column_units import ColumnUnits, widths
-from skbilevel.estimators.latent_model import Batch, LatentModel
-from skbilevel.estimators.linear_model import LinearModel
-from skbilevel.models.latent_variable import (
-    Autoencoder,
-    Decoder,
-    Encoder,
-    FactorAnalysis,
-    autoencoder_of,
+from skbilevel.estimators.column_units import ColumnUnits, column_units
+from skbilevel.estimators.latent_build import (
+    network_units,
+    random_autoencoder,
+    warm_autoencoder,
 )
+from skbilevel.estimators.latent_missing import MissingModel, missing_model, missing_start
+from skbilevel.estimators.latent_model import Batch, LatentModel
+from skbilevel.estimators.latent_parts import NetworkParts, filled_by
+from skbilevel.estimators.latent_plan import Plan, TrainingSettings
+from skbilevel.estimators.linear_fit import LINEAR_FITS, Knowledge, LinearFit, Loop, OnStep, Table
+from skbilevel.models.latent_variable import DECODERS
 from skbilevel.numerics.row_groups import row_blocks, slices
 from skbilevel.solvers.result import SolverResult
 from skbilevel.solvers.training import ParameterGroup, Schedule, train
@@ -31,129 +28,72 @@ from skbilevel.solvers.training import ParameterGroup, Schedule, train
 # Blocks of a table of up to this many bytes are prepared once.
 _KEPT_BYTES = 2**24
 # Observed cells are trained on within this many standard deviations.
-FAR = 5.0
-# Covariance of the encoder is whole up to this many codes, whose factorisation is a row's cost.
-_MOST_WHOLE = 24
-_LEAST_NOISE = 0.1
+_FAR = 5.0
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What the networks are built from; plain Python.
+class NetworkFit:
+    """A network, what it is made of, and the bound of every epoch in nats per row."""
 
-    Attributes
-    ----------
-    decoder : str
-        A key of `skbilevel.models.latent_variable.DECODERS`.
-    n_latent : int
-    hidden : tuple of int
-    activation : str
-    min_scale : float
-    image_shape : tuple of int or None
-    """
-
-    decoder: str
-    n_latent: int
-    hidden: tuple[int, ...]
-    activation: str
-    min_scale: float
-    image_shape: tuple[int, int, int] | None = None
+    model: LatentModel
+    missing: MissingModel
+    parts: NetworkParts
+    history: list[float]
 
 
-def network_units(linear: LinearModel, kinds: tuple[str, ...]) -> ColumnUnits:
-    """Units in which the fitted normal has means of 0 and variances of 1.
-
-    What is missing beyond a limit may lie many standard deviations of the observed cells away.
-    """
-    center = linear.center + linear.scale * linear.parameters.location.numpy()
-    scale = linear.scale * linear.parameters.covariance.diagonal().sqrt().numpy()
-    return ColumnUnits(kinds, center, scale, tuple(np.zeros(0) for _ in kinds))
-
-
-def factor_analysis(covariance: Tensor, n_latent: int) -> FactorAnalysis:
-    """Factors of a correlation matrix: its leading eigenvectors above the mean of the rest."""
-    values, vectors = torch.linalg.eigh(covariance)
-    rest = values[:-n_latent]
-    level = rest.mean() if len(rest) else values.new_zeros(())
-    loadings = vectors[:, -n_latent:] * (values[-n_latent:] - level).clamp(min=1e-3).sqrt()
-    noise = (covariance.diagonal() - loadings.square().sum(1)).clamp(min=_LEAST_NOISE**2)
-    return FactorAnalysis(torch.zeros(len(noise), dtype=noise.dtype), loadings, noise)
+def fit_linear(
+    plan: Plan, table: Table, tol: float, rng: np.random.RandomState, on_step: OnStep
+) -> LinearFit:
+    """The normal with the mechanism of the plan; missing at random where that is sampled."""
+    name = plan.mechanism if plan.mechanism in LINEAR_FITS else "mar"
+    limits = (plan.limits - table.center) / table.scale
+    loop = Loop(plan.em_iterations, tol, on_step, rng)
+    return LINEAR_FITS[name](table, Knowledge(plan.side, limits), loop)
 
 
-def warm_autoencoder(
-    linear: LinearModel, architecture: Architecture, generator: torch.Generator
-) -> Autoencoder:
-    """A pair that starts as the factor analysis of the fitted normal."""
-    covariance = linear.parameters.covariance
-    scale = covariance.diagonal().sqrt()
-    start = factor_analysis(covariance / torch.outer(scale, scale), architecture.n_latent)
-    return autoencoder_of(
-        FactorAnalysis(*(part.float() for part in start)),
-        generator=generator,
-        kind=architecture.decoder,
-        hidden=architecture.hidden,
-        activation=architecture.activation,
-        covariance=_covariance(architecture.n_latent),
-        min_scale=architecture.min_scale,
+def fit_network(
+    plan: Plan,
+    linear: LinearFit | None,
+    table: Table,
+    seed: int,
+    n_importance: int,
+    on_epoch: Callable[[NetworkFit], bool],
+) -> NetworkFit:
+    """Build and train the network of the plan."""
+    assert plan.architecture is not None and plan.training is not None
+    generator = torch.Generator().manual_seed(seed)
+    units = _units(plan, linear, table)
+    start = missing_start(plan, linear, table, units)
+    missing = missing_model(start, plan.own, units, generator)
+    means = np.nanmean(units.coded(table.X), axis=0)
+    parts = NetworkParts(plan.architecture, units, means, start, seed, n_importance)
+    model_of_rows = None if linear is None else linear.model
+    if linear is not None and DECODERS[plan.architecture.decoder][0]:
+        pair = warm_autoencoder(linear.model, plan.architecture, generator)
+    else:
+        pair = random_autoencoder(units, plan.architecture, generator)
+    fill = filled_by(model_of_rows, parts)
+    model = LatentModel(*pair, missing.term, units, fill, seed, n_importance)
+    log_units = float((~np.isnan(table.X)).mean(axis=0) @ units.log_scale())
+
+    def fit_of(history: dict[str, list[float]]) -> NetworkFit:
+        return NetworkFit(model, missing, parts, [-loss - log_units for loss in history["loss"]])
+
+    result = train_model(
+        model,
+        missing.module,
+        table.X,
+        plan.training,
+        generator,
+        lambda history: on_epoch(fit_of(history)),
     )
+    return fit_of(result.history)
 
 
-def cold_autoencoder(
-    units: ColumnUnits, architecture: Architecture, generator: torch.Generator
-) -> Autoencoder:
-    """A pair of random weights."""
-    is_image = architecture.image_shape is not None
-    encoder = Encoder(
-        int(widths(units.n_categories).sum()),
-        architecture.n_latent,
-        generator=generator,
-        hidden=architecture.hidden,
-        activation=architecture.activation,
-        covariance=_covariance(architecture.n_latent) if not is_image else "diagonal",
-        image_shape=architecture.image_shape,
-    )
-    decoder = Decoder(
-        architecture.n_latent,
-        len(units.kinds),
-        generator=generator,
-        kind=architecture.decoder,
-        hidden=architecture.hidden,
-        activation=architecture.activation,
-        n_per_cell=max(1, int(units.n_categories.max())) if _has_many(units) else 1,
-        image_shape=architecture.image_shape,
-        min_scale=architecture.min_scale,
-    )
-    return Autoencoder(encoder, decoder)
-
-
-def _has_many(units: ColumnUnits) -> bool:
-    return "categorical" in units.kinds
-
-
-def _covariance(n_latent: int) -> str:
-    return "full" if n_latent <= _MOST_WHOLE else "diagonal"
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a model is trained.
-
-    Attributes
-    ----------
-    objective : str
-        A key of `skbilevel.estimators.latent_model.OBJECTIVES`.
-    n_importance : int
-        Codes a row and step.
-    batch_size, n_epochs : int
-    learning_rate, weight_decay : float
-    """
-
-    objective: str
-    n_importance: int
-    batch_size: int
-    n_epochs: int
-    learning_rate: float
-    weight_decay: float
+def _units(plan: Plan, linear: LinearFit | None, table: Table) -> ColumnUnits:
+    if linear is not None:
+        return network_units(linear.model, plan.kinds)
+    return column_units(table.X, plan.kinds, table.center, table.scale)
 
 
 def train_model(
@@ -228,21 +168,5 @@ class _TrainingRows:
         rows = self._X[block]
         batch = self._model.batch(rows[~np.isnan(rows).all(axis=1)])
         is_far = torch.from_numpy(self._model.units.is_continuous) & batch.mask
-        near = torch.where(is_far, batch.values.clamp(-FAR, FAR), batch.values)
+        near = torch.where(is_far, batch.values.clamp(-_FAR, _FAR), batch.values)
         return Batch(near, batch.mask)
-
-
-def network_state(module: nn.Module) -> dict[str, np.ndarray]:
-    """Parameters and buffers as arrays."""
-    return {name: value.numpy().copy() for name, value in module.state_dict().items()}
-
-
-def load_state(module: nn.Module, state: dict[str, np.ndarray]) -> None:
-    """The inverse of `network_state`."""
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
-    module.load_state_dict(tensors)
-
-
-def plain(architecture: Architecture) -> dict[str, Any]:
-    """Plain Python for storage."""
-    return {**vars(architecture), "hidden": list(architecture.hidden)}

@@ -71,7 +71,7 @@ class LatentModel:
     term : MaskTerm
     units : ColumnUnits
     fill : callable
-        From rows (b, d) with NaN, in the data's units, to complete ones, for the encoder.
+        From rows (b, d) with NaN, in the data's units, to complete ones in the model's.
     seed : int
         Of the points of the latent space.
     n_importance : int
@@ -89,8 +89,8 @@ class LatentModel:
     def batch(self, rows: np.ndarray) -> Batch:
         """Rows (b, d) with NaN at missing cells as tensors, filled."""
         dtype = self.decoder.log_scale.dtype
-        mask, filled = ~np.isnan(rows), self.fill(rows)
-        values = self.units.coded(np.where(mask, rows, filled))
+        mask = ~np.isnan(rows)
+        values = np.where(mask, self.units.coded(rows), self.fill(rows))
         return Batch(torch.from_numpy(values).to(dtype), torch.from_numpy(mask))
 
     def proposal(self, batch: Batch) -> Proposal:

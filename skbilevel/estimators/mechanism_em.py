@@ -89,6 +89,7 @@ def fit_self_masked(
     max_iter: int = 80,
     tol: float = 1e-3,
     limit: float = LIMIT,
+    on_step: Callable[[Callable[[], MechanismFit]], bool] | None = None,
 ) -> MechanismFit:
     """Fit the normal, and on request the mechanism.
 
@@ -107,7 +108,16 @@ def fit_self_masked(
     limit : float, default=3.0
         Rows with a squared distance of more than this many times their number of observed cells
         are pulled in; inf leaves all as they are.
+    on_step : callable, optional
+        ``on_step(current) -> stop`` after every iteration; ``current()`` is the result if EM
+        ended there.
     """
+
+    def result() -> MechanismFit:
+        return MechanismFit(
+            parameters, mechanism, _evidence(batches, parameters, mechanism), n_iter, converged
+        )
+
     batches = [_start(group) for index in range(len(data)) for group in data[index].groups]
     parameters = _standard_normal(data.shape[1])
     observed = _observed_cells(batches, mechanism) if learn else None
@@ -120,12 +130,21 @@ def fit_self_masked(
         if observed is not None:
             mechanism = _improved(mechanism, batches, model, observed)
         converged = n_iter > 1 and change < tol
+        if on_step is not None and on_step(result):
+            break
+    return result()
+
+
+def _evidence(
+    batches: list[_Rows], parameters: NormalParameters, mechanism: SelfMasking
+) -> float:
+    """log p(x_o, s) per row."""
     model = precision(parameters)
-    total = sum(
-        float(group_log_evidence(rows.group, rows.sites, model, mechanism).sum())
-        for rows in batches
+    n_rows = sum(len(rows.group.values) for rows in batches)
+    evidences = (
+        group_log_evidence(rows.group, rows.sites, model, mechanism).sum() for rows in batches
     )
-    return MechanismFit(parameters, mechanism, total / data.shape[0], n_iter, converged)
+    return sum(float(evidence) for evidence in evidences) / n_rows
 
 
 @torch.inference_mode()

@@ -132,23 +132,27 @@ class LogitLink:
     n_nodes : int
         Probits in the sum. With 16 the relative error of the probability is 2e-8 for log odds
         of x above -5, 2e-6 at -10 and 5e-3 at -30; with 8 it is 5e-3 at -5.
+    active : Tensor of shape (d,), optional
+        1, or 0 where the mechanism says nothing about a column: both logs are 0.
     """
 
     gain: Tensor
     intercept: Tensor
     n_nodes: int = 16
+    active: Tensor | None = None
 
     def columns(self, index: Tensor) -> "LogitLink":
         """The mechanism of the columns at ``index``."""
-        return LogitLink(self.gain[index], self.intercept[index], self.n_nodes)
+        active = None if self.active is None else self.active[index]
+        return LogitLink(self.gain[index], self.intercept[index], self.n_nodes, active)
 
     def log_missing(self, values: Tensor) -> Tensor:
         """log of the logistic function of a x + c."""
-        return logsigmoid(self.gain * values + self.intercept)
+        return self._if_active(logsigmoid(self.gain * values + self.intercept))
 
     def log_observed(self, values: Tensor) -> Tensor:
         """log of the logistic function of -(a x + c)."""
-        return logsigmoid(-self.gain * values - self.intercept)
+        return self._if_active(logsigmoid(-self.gain * values - self.intercept))
 
     def against(self, mean: Tensor, variance: Tensor) -> NoisyThreshold:
         """Eq. (2) for every probit of eq. (3)."""
@@ -156,7 +160,12 @@ class LogitLink:
         noise = noise.view(-1, *[1] * mean.dim())
         spread = (noise.square() + self.gain.square() * variance).sqrt()
         ratio = (self.gain * mean + self.intercept) / spread
+        if self.active is not None:
+            ratio = torch.where(self.active > 0, ratio, _CERTAIN)
         return NoisyThreshold(log_weight, ratio, self.gain * variance.sqrt() / spread)
+
+    def _if_active(self, log_probability: Tensor) -> Tensor:
+        return log_probability if self.active is None else self.active * log_probability
 
 
 def logistic(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:

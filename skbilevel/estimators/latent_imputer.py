@@ -1,0 +1,272 @@
+"""The fit that MIWAE and not-MIWAE share, and what they do once fitted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from skbilevel._sklearn import (
+    CallbackSupportMixin,
+    ConvergenceWarning,
+    FitLoop,
+    Interval,
+    StrOptions,
+    check_is_fitted,
+    fit_method,
+    warn_user,
+)
+from skbilevel.estimators.column_units import DISTRIBUTIONS
+from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
+from skbilevel.estimators.latent_fit import NetworkFit, fit_linear, fit_network
+from skbilevel.estimators.latent_model import OBJECTIVES, LatentModel
+from skbilevel.estimators.latent_plan import Plan
+from skbilevel.estimators.latent_state import (
+    fitted_attributes,
+    linear_of,
+    network_of,
+    tail_of,
+)
+from skbilevel.estimators.linear_fit import LinearFit, Table, subsample
+from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.estimators.row_sampling import RowDrawer, SamplingImputer
+from skbilevel.models.latent_variable import DECODERS
+from skbilevel.models.mlp import ACTIVATIONS
+from skbilevel.numerics.observed import mean_and_deviation
+from skbilevel.numerics.random import draw_seed
+from skbilevel.numerics.row_groups import row_blocks
+from skbilevel.numerics.threads import single_thread
+
+_AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
+_ABOVE_0 = Interval(Real, 0, None, closed="neither")
+_FROM_0 = Interval(Real, 0, None, closed="left")
+# Importance sampling that rests on fewer samples than this, in the median row, is warned of.
+_FEWEST_EFFECTIVE = 5.0
+_ROWS_FOR_ESS = 1000
+
+
+class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
+    """Base of `MIWAEImputer` and `NotMIWAEImputer`, which say what is known of the mask."""
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **Imputer._parameter_constraints,
+        "decoder": [StrOptions(set(DECODERS))],
+        "distribution": [StrOptions(set(DISTRIBUTIONS)), "array-like"],
+        "n_latent": [None, _AT_LEAST_1],
+        "hidden_layer_sizes": ["array-like", _AT_LEAST_1],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "image_shape": [None, tuple],
+        "objective": [StrOptions(set(OBJECTIVES))],
+        "n_importance": [_AT_LEAST_1],
+        "n_importance_impute": [_AT_LEAST_1],
+        "loss": [StrOptions({"squared_error", "absolute_error", "quantile"})],
+        "quantile": [None, Interval(Real, 0, 1, closed="neither")],
+        "min_scale": [_ABOVE_0],
+        "batch_size": [_AT_LEAST_1],
+        "max_iter": [StrOptions({"auto"}), _AT_LEAST_1],
+        "tol": [_FROM_0],
+        "learning_rate": [_ABOVE_0],
+        "weight_decay": [_FROM_0],
+        "random_state": ["random_state"],
+    }
+
+    decoder: str
+    loss: str
+    quantile: float | None
+    tol: float
+    n_importance_impute: int
+    random_state: Any
+    n_iter_: int
+    converged_: bool
+    _linear: dict[str, Any] | None
+    _network: dict[str, Any] | None
+    _tail: dict[str, Any] | None
+
+    @abstractmethod
+    def _plan(self, X: Floats) -> Plan:
+        """What to fit to the columns that are not empty."""
+
+    @fit_method
+    @single_thread()
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit the model to the observed cells of ``X``, and to which cells are missing.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, with missing cells.
+        y : array-like, default=None
+            Ignored; handed to callbacks.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If ``X`` has infinite or non-numeric values or no observed cell, or a parameter is
+            out of range or contradicts the data; the estimator is then left as it was.
+        FloatingPointError
+            If the training of a network diverges.
+        """
+        incomplete = self._start_fit(X)
+        plan = self._plan(incomplete)
+        rng = check_random_state(self.random_state)
+        self._seed = draw_seed(rng)
+        units = mean_and_deviation(incomplete, self._names(~self.empty_features_))
+        report = FitLoop(self, X, y, plan.n_steps)
+        linear = network = None
+        if plan.is_warm:
+            table = Table(subsample(incomplete, rng), *units)
+            linear = self._fit_linear(plan, table, rng, report)
+        if plan.architecture is not None:
+            network = self._fit_network(plan, linear, Table(incomplete, *units), report)
+        fitted = fitted_attributes(plan, linear, network, incomplete)
+        self.__dict__.update(fitted)
+        report.end(fitted)
+        self._warn(report.stopped, incomplete)
+        return self
+
+    def _fit_linear(
+        self, plan: Plan, table: Table, rng: np.random.RandomState, report: FitLoop
+    ) -> LinearFit:
+        def on_step(current: Any) -> bool:
+            return report.step(lambda: fitted_attributes(plan, current(), None, table.X))
+
+        return fit_linear(plan, table, self.tol, rng, on_step)
+
+    def _fit_network(
+        self, plan: Plan, linear: LinearFit | None, table: Table, report: FitLoop
+    ) -> NetworkFit:
+        def on_epoch(current: NetworkFit) -> bool:
+            return report.step(lambda: fitted_attributes(plan, linear, current, table.X))
+
+        seed = self._seed % 2**32
+        return fit_network(plan, linear, table, seed, self.n_importance_impute, on_epoch)
+
+    def _warn(self, stopped: bool, X: Floats) -> None:
+        if not (self.converged_ or stopped or self._network):
+            warn_user(
+                f"{type(self).__name__} did not converge in {self.n_iter_} iterations; "
+                "increase max_iter or tol.",
+                ConvergenceWarning,
+            )
+        if self._network is None:
+            return
+        step = max(1, len(X) // _ROWS_FOR_ESS)
+        rows = X[::step][np.isnan(X[::step]).any(axis=1)]
+        if len(rows) == 0:
+            return
+        size = float(np.median(self._fitted_network().effective_sizes(rows)))
+        if size < _FEWEST_EFFECTIVE:
+            warn_user(
+                f"Half of the incomplete rows rest on fewer than {size:.1f} effective importance "
+                "samples; increase n_importance_impute, or train longer by max_iter. "
+                "effective_sample_size(X) tells it by row."
+            )
+
+    def _completer(self) -> RowCompleter:
+        fill = self._filler(self._fitted_network() or self._fitted_linear())
+        tail, linear = tail_of(self._tail), self._fitted_linear()
+        if tail is None or linear is None or self.loss == "quantile":
+            return fill
+        return lambda rows: linear.reflected(fill(rows), tail)
+
+    def _filler(self, model: LatentModel | LinearModel | None) -> RowCompleter:
+        """Missing cells at what the loss asks for."""
+        assert model is not None
+        if self.loss == "squared_error":
+            return model.completed
+        level = 0.5 if self.loss == "absolute_error" else self.quantile
+        if level is None:
+            raise ValueError("loss='quantile' needs quantile, a number between 0 and 1.")
+        return lambda rows: model.quantile(rows, level)
+
+    def _drawer(self, n_draws: int) -> RowDrawer:
+        model = self._fitted_network() or self._fitted_linear()
+        assert model is not None
+        return lambda rows, keys: model.drawn(rows, keys, n_draws)
+
+    def _fitted_linear(self) -> LinearModel | None:
+        return None if self._linear is None else linear_of(self._linear)
+
+    def _fitted_network(self) -> LatentModel | None:
+        if self._network is None:
+            return None
+        return network_of(self._network, self._fitted_linear(), self._own_missing_model())
+
+    def _own_missing_model(self) -> Any:
+        """The user's module or callable, if there is one."""
+        return None
+
+    @single_thread()
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Lower bound of the log-likelihood of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing cells.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            In nats and in the units of the data. See `score`.
+        """
+        check_is_fitted(self)
+        X = self._incomplete(X)
+        model = self._fitted_network() or self._fitted_linear()
+        assert model is not None
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = [model.log_densities(np.asarray(X[block], float)) for block in row_blocks(X)]
+        values = np.concatenate(parts)
+        values[~np.isfinite(values)] = -np.inf
+        return values
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Mean of `score_samples`, which ``GridSearchCV`` maximises by default.
+
+        A higher bound is no promise of a lower error of the imputation: to choose by that, hide
+        cells with `skbilevel.metrics.make_masked_scorer`. Bounds of log p(x_o) and of
+        log p(x_o, s) are not comparable: the latter also pays for the mask.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing cells.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+            Nats per row.
+        """
+        return float(self.score_samples(X).mean())
+
+    @single_thread()
+    def effective_sample_size(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Effective number of importance samples behind what is imputed in each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing cells.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            Between 1 and ``n_importance_impute``; infinite where nothing is sampled.
+        """
+        check_is_fitted(self)
+        X = self._incomplete(X)
+        network = self._fitted_network()
+        if network is None:
+            return np.full(len(X), np.inf)
+        parts = [network.effective_sizes(np.asarray(X[block], float)) for block in row_blocks(X)]
+        return np.concatenate(parts)

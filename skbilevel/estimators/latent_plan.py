@@ -1,0 +1,302 @@
+"""What is fitted for a latent-variable imputer: its parameters, checked against the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from skbilevel.estimators.column_units import CONTINUOUS, DISTRIBUTIONS
+from skbilevel.estimators.latent_build import Architecture
+from skbilevel.estimators.linear_fit import LINEAR_FITS
+from skbilevel.models.missing_mechanism import WHOLE_ROW
+
+Floats = NDArray[np.floating[Any]]
+
+# Mechanisms of one cell by its own value, and the names of all.
+SELF_MASKING = ("self_masking", "self_masking_known", "censored")
+MECHANISMS = (*LINEAR_FITS, *WHOLE_ROW)
+# "auto" for max_iter: iterations of EM, or steps of a network, of which more columns need fewer.
+_EM_ITERATIONS, _STEPS, _STEPS_OF_MANY, _MANY = 80, 1500, 1000, 20
+_MOST_LATENT = 50
+# A normal of more columns costs more than a network.
+_MOST_WARM = 200
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    objective : str
+        A key of `skbilevel.estimators.latent_model.OBJECTIVES`.
+    n_importance : int
+        Codes a row and step.
+    batch_size, n_epochs : int
+    learning_rate, weight_decay : float
+    """
+
+    objective: str
+    n_importance: int
+    batch_size: int
+    n_epochs: int
+    learning_rate: float
+    weight_decay: float
+
+
+class Plan(NamedTuple):
+    """What to fit, for the columns that are not empty.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        Distribution of every column.
+    mechanism : str
+        A key of `LINEAR_FITS` or of `WHOLE_ROW`, or "own".
+    own : object
+        The user's module or callable for "own".
+    side : ndarray of shape (d,) or None
+        Known signs.
+    limits : ndarray of shape (d,)
+        Known limits in the units of the data; NaN where not known.
+    link : {"probit", "logit"}
+    architecture : Architecture or None
+        None if the linear model is all.
+    training : TrainingSettings or None
+    is_warm : bool
+        Whether a linear model is fitted at all.
+    em_iterations : int
+    has_tail_prior : bool
+    """
+
+    kinds: tuple[str, ...]
+    mechanism: str
+    own: Any
+    side: NDArray[np.float64] | None
+    limits: NDArray[np.float64]
+    link: str
+    architecture: Architecture | None
+    training: TrainingSettings | None
+    is_warm: bool
+    em_iterations: int
+    has_tail_prior: bool
+
+    @property
+    def n_steps(self) -> int:
+        """Most iterations of EM and epochs."""
+        epochs = 0 if self.training is None else self.training.n_epochs
+        return epochs + (self.em_iterations if self.is_warm else 0)
+
+
+def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) -> tuple[str, ...]:
+    """One name for every column that is ``kept``."""
+    is_one = isinstance(distribution, str)
+    names = [str(distribution)] * len(kept) if is_one else list(distribution)
+    if len(names) != len(kept):
+        raise ValueError(
+            f"distribution must be a name or one for each of {len(kept)} features, "
+            f"got {len(names)} names."
+        )
+    unknown = sorted({str(name) for name in names} - set(DISTRIBUTIONS))
+    if unknown:
+        raise ValueError(f"distribution must be of {DISTRIBUTIONS}, got {unknown}.")
+    return tuple(name for name, is_kept in zip(names, kept, strict=True) if is_kept)
+
+
+def by_column(
+    name: str, value: ArrayLike | None, kept: NDArray[np.bool_]
+) -> NDArray[np.float64] | None:
+    """A number for all columns, or one each, for those ``kept``."""
+    if value is None:
+        return None
+    numbers = np.asarray(value, dtype=np.float64)
+    if numbers.ndim == 0:
+        return np.full(int(kept.sum()), float(numbers))
+    if numbers.shape != kept.shape:
+        raise ValueError(
+            f"{name} must be a number or an array of {len(kept)}, one for each feature; "
+            f"got shape {numbers.shape}."
+        )
+    return numbers[kept]
+
+
+def known_sides(
+    signs: ArrayLike | None, mechanism: str, kept: NDArray[np.bool_]
+) -> NDArray[np.float64] | None:
+    """``signs``, checked against the mechanism."""
+    side = by_column("signs", signs, kept)
+    if mechanism == "self_masking_known" and side is None:
+        raise ValueError("mechanism='self_masking_known' needs signs: 1, -1 or 0 per feature.")
+    if side is None:
+        return None
+    if mechanism not in ("self_masking_known", "censored"):
+        raise ValueError(
+            "signs is for the mechanisms 'self_masking_known' and 'censored', "
+            f"got mechanism={mechanism!r}."
+        )
+    if not np.isin(side, (-1.0, 0.0, 1.0)).all():
+        raise ValueError(f"signs must be 1, -1 or 0, got {np.unique(side).tolist()}.")
+    return side
+
+
+def known_limits(
+    limits: ArrayLike | None, mechanism: str, kept: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """``limits``, checked against the mechanism; NaN where not known."""
+    numbers = by_column("limits", limits, kept)
+    if numbers is None:
+        return np.full(int(kept.sum()), np.nan)
+    if mechanism != "censored":
+        raise ValueError(f"limits is for mechanism='censored', got mechanism={mechanism!r}.")
+    if np.isinf(numbers).any():
+        raise ValueError("limits must be finite, or NaN where a limit is not known.")
+    return numbers
+
+
+def sides_of_limits(
+    X: Floats, side: NDArray[np.float64] | None, limits: NDArray[np.float64], names: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """Sides, also those that follow from known limits: no value is observed beyond them."""
+    known = ~np.isnan(limits) & np.isnan(X).any(axis=0)
+    if not known.any():
+        return side
+    low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
+    inferred = np.where(high <= limits, 1.0, np.where(low >= limits, -1.0, 0.0))
+    given = inferred if side is None else side
+    beyond = known & (
+        ((given > 0) & (high > limits)) | ((given < 0) & (low < limits)) | (inferred == 0)
+    )
+    if beyond.any():
+        raise ValueError(
+            f"Columns {[names[j] for j in np.flatnonzero(beyond)]} have observed values beyond "
+            "limits, where all should be missing."
+        )
+    if side is None and not known[np.isnan(X).any(axis=0)].all():
+        raise ValueError("limits of some columns only need signs for the others.")
+    return np.where(known, given, 0.0) if side is None else side
+
+
+def latent_size(n_latent: int | None, n_columns: int) -> int:
+    """Number of codes: as many as columns less one, up to 10 and half of the columns."""
+    if n_latent is not None:
+        return int(n_latent)
+    return max(1, min(n_columns - 1, max(n_columns // 2, 10), _MOST_LATENT))
+
+
+def n_epochs(max_iter: int | str, n_rows: int, n_columns: int, batch_size: int) -> int:
+    """Epochs of a network: enough for as many steps as it needs."""
+    if max_iter != "auto":
+        return int(max_iter)
+    steps = _STEPS if n_columns <= _MANY else _STEPS_OF_MANY
+    return max(1, round(steps / -(-n_rows // batch_size)))
+
+
+def em_iterations(max_iter: int | str, is_all: bool) -> int:
+    """Iterations of EM; ``max_iter`` is about them if there is no network."""
+    return int(max_iter) if is_all and max_iter != "auto" else _EM_ITERATIONS
+
+
+def is_linear_all(decoder: str, n_latent: int | None, kinds: Sequence[str], name: str) -> bool:
+    """Whether the normal with its mechanism is all that is wanted, without a network."""
+    is_normal = all(kind == "gaussian" for kind in kinds)
+    return decoder == "linear" and n_latent is None and is_normal and name in LINEAR_FITS
+
+
+def is_warm(decoder: str, kinds: Sequence[str]) -> bool:
+    """Whether a linear model can fill the encoder's input, and start the network."""
+    is_continuous = all(kind in CONTINUOUS for kind in kinds)
+    return decoder != "conv" and is_continuous and len(kinds) <= _MOST_WARM
+
+
+def planned(
+    imputer: Any,
+    X: Floats,
+    names: Sequence[str],
+    *,
+    mechanism: str,
+    own: Any = None,
+    signs: ArrayLike | None = None,
+    limits: ArrayLike | None = None,
+    link: str = "probit",
+) -> Plan:
+    """The plan of an imputer for the rows (n, d) of the columns that are not empty.
+
+    ``names`` are those of the columns, for messages.
+    """
+    kept = ~imputer.empty_features_
+    kinds = distributions(imputer.distribution, kept)
+    side = known_sides(signs, mechanism, kept)
+    known = known_limits(limits, mechanism, kept)
+    if mechanism == "censored":
+        side = sides_of_limits(X, side, known, names)
+    warm = is_warm(imputer.decoder, kinds)
+    _check_cold(warm, mechanism, side, imputer.decoder)
+    _check_image(imputer, kept)
+    is_all = is_linear_all(imputer.decoder, imputer.n_latent, kinds, mechanism)
+    return Plan(
+        kinds,
+        mechanism,
+        own,
+        side,
+        known,
+        link,
+        None if is_all else _architecture(imputer, len(kinds)),
+        None if is_all else _training(imputer, *X.shape),
+        warm,
+        em_iterations(imputer.max_iter, is_all),
+        getattr(imputer, "tail_prior", None) is not None,
+    )
+
+
+def _check_cold(
+    warm: bool, mechanism: str, side: NDArray[np.float64] | None, decoder: str
+) -> None:
+    if not warm and (mechanism == "auto" or (mechanism == "censored" and side is None)):
+        needed = "another mechanism" if mechanism == "auto" else "signs"
+        raise ValueError(
+            f"mechanism={mechanism!r} has to compare linear models, which are for up to "
+            f"{_MOST_WARM} continuous columns and decoders other than 'conv' (got {decoder!r}); "
+            f"give {needed}."
+        )
+
+
+def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
+    shape = imputer.image_shape
+    if (imputer.decoder == "conv") != (shape is not None):
+        raise ValueError(
+            f"image_shape is for decoder='conv', which needs it: got decoder={imputer.decoder!r} "
+            f"and image_shape={shape!r}."
+        )
+    if shape is not None and (len(shape) != 3 or np.prod(shape) != len(kept) or not kept.all()):
+        raise ValueError(
+            f"image_shape must be (channels, height, width) of {len(kept)} pixels, each observed "
+            f"in some image; got {shape}."
+        )
+
+
+def _architecture(imputer: Any, n_columns: int) -> Architecture:
+    hidden = np.atleast_1d(imputer.hidden_layer_sizes)
+    return Architecture(
+        imputer.decoder,
+        latent_size(imputer.n_latent, n_columns),
+        tuple(int(width) for width in hidden),
+        imputer.activation,
+        float(imputer.min_scale),
+        imputer.image_shape,
+    )
+
+
+def _training(imputer: Any, n_rows: int, n_columns: int) -> TrainingSettings:
+    size = int(imputer.batch_size)
+    return TrainingSettings(
+        imputer.objective,
+        int(imputer.n_importance),
+        size,
+        n_epochs(imputer.max_iter, n_rows, n_columns, size),
+        float(imputer.learning_rate),
+        float(imputer.weight_decay),
+    )

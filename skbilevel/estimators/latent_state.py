@@ -1,0 +1,219 @@
+"""A fitted latent-variable model as arrays and plain Python, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from skbilevel.estimators.column_units import units_of
+from skbilevel.estimators.latent_build import Architecture, random_autoencoder
+from skbilevel.estimators.latent_fit import NetworkFit
+from skbilevel.estimators.latent_missing import MissingModel, MissingStart, missing_model
+from skbilevel.estimators.latent_model import LatentModel
+from skbilevel.estimators.latent_parts import NetworkParts, filled_by
+from skbilevel.estimators.latent_plan import Plan
+from skbilevel.estimators.linear_fit import LINEAR_FITS, LinearFit
+from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.models.missing_mechanism import SelfMaskingModel
+from skbilevel.objectives.family import as_arrays, as_tensors
+from skbilevel.objectives.normal import NormalParameters
+from skbilevel.objectives.self_masking import SelfMasking
+from skbilevel.objectives.tail_prior import TailPrior
+
+# Only shapes matter of what stored weights are loaded into.
+_ANY_SEED = 0
+
+
+def linear_state(model: LinearModel) -> dict[str, Any]:
+    """Of a linear model."""
+    return {
+        **as_arrays(model.parameters),
+        **as_arrays(model.mechanism),
+        "center": model.center,
+        "column_scale": model.scale,
+        "limit": model.limit,
+    }
+
+
+def linear_of(state: dict[str, Any]) -> LinearModel:
+    """The inverse of `linear_state`."""
+    parameters = NormalParameters(**_tensors(state, "location", "covariance"))
+    mechanism = SelfMasking(**_tensors(state, *SelfMasking._fields))
+    return LinearModel(
+        parameters, mechanism, state["center"], state["column_scale"], state["limit"]
+    )
+
+
+def _tensors(state: dict[str, Any], *names: str) -> dict[str, Any]:
+    return as_tensors({name: state[name] for name in names})
+
+
+def tail_state(prior: TailPrior | None) -> dict[str, Any] | None:
+    """Of a tail prior."""
+    return None if prior is None else as_arrays(prior)
+
+
+def tail_of(state: dict[str, Any] | None) -> TailPrior | None:
+    """The inverse of `tail_state`."""
+    return None if state is None else TailPrior(**as_tensors(state))
+
+
+def network_state(
+    model: LatentModel, missing: MissingModel, parts: NetworkParts
+) -> dict[str, Any]:
+    """Of a network."""
+    architecture = {**vars(parts.architecture), "hidden": list(parts.architecture.hidden)}
+    module = missing.module
+    return {
+        "architecture": architecture,
+        "units": parts.units.state(),
+        "means": parts.means,
+        "start": _start_state(parts.missing),
+        "seed": parts.seed,
+        "n_importance": parts.n_importance,
+        "encoder": module_state(model.encoder),
+        "decoder": module_state(model.decoder),
+        "missing": None if module is None else module_state(module),
+    }
+
+
+def network_of(
+    state: dict[str, Any],
+    linear: LinearModel | None,
+    own: Any,
+) -> LatentModel:
+    """The inverse of `network_state`; ``own`` is the user's missing model, if it has one."""
+    parts = parts_of(state)
+    generator = torch.Generator().manual_seed(_ANY_SEED)
+    encoder, decoder = random_autoencoder(parts.units, parts.architecture, generator)
+    missing = missing_model(parts.missing, own, parts.units, generator)
+    load_state(encoder, state["encoder"])
+    load_state(decoder, state["decoder"])
+    if missing.module is not None:
+        load_state(missing.module, state["missing"])
+    return LatentModel(
+        encoder,
+        decoder,
+        missing.term,
+        parts.units,
+        filled_by(linear, parts),
+        parts.seed,
+        parts.n_importance,
+    )
+
+
+def parts_of(state: dict[str, Any]) -> NetworkParts:
+    """What the state of a network says of its parts."""
+    stored = dict(state["architecture"])
+    image_shape = stored["image_shape"]
+    stored["image_shape"] = None if image_shape is None else tuple(image_shape)
+    return NetworkParts(
+        Architecture(**{**stored, "hidden": tuple(stored["hidden"])}),
+        units_of(state["units"]),
+        state["means"],
+        _start_of(state["start"]),
+        state["seed"],
+        state["n_importance"],
+    )
+
+
+def fitted_attributes(
+    plan: Plan, linear: LinearFit | None, network: NetworkFit | None, X: np.ndarray
+) -> dict[str, Any]:
+    """All that an imputer stores, from what was fitted to the rows ``X`` (n, d)."""
+    attributes: dict[str, Any] = {
+        "_linear": None,
+        "_network": None,
+        "_tail": None,
+        "mechanism_": plan.mechanism,
+    }
+    if linear is not None:
+        attributes |= _linear_attributes(plan, linear, X)
+    if network is not None:
+        model, parts = network.model, network.parts
+        attributes |= {
+            "_network": network_state(model, network.missing, parts),
+            "noise_scale_": model.decoder.scale().detach().double().numpy() * parts.units.scale,
+            "n_latent_": parts.architecture.n_latent,
+            "history_": {"bound": network.history},
+            "n_iter_": len(network.history),
+            "converged_": True,
+        }
+        if network.missing.module is not None:
+            attributes |= _learnt_attributes(network)
+    return attributes
+
+
+def _linear_attributes(plan: Plan, linear: LinearFit, X: np.ndarray) -> dict[str, Any]:
+    model = linear.model
+    tail = None
+    if plan.has_tail_prior and linear.is_hard.any():
+        tail = model.tail_prior(X, linear.is_hard)
+    location, covariance = model.parameters.location, model.parameters.covariance
+    return {
+        "_linear": linear_state(model),
+        "_tail": tail_state(tail),
+        "location_": model.center + model.scale * location.numpy(),
+        "covariance_": covariance.numpy() * np.outer(model.scale, model.scale),
+        "mechanism_": plan.mechanism if plan.mechanism not in LINEAR_FITS else linear.mechanism,
+        **_mechanism_attributes(model.mechanism, model.center, model.scale),
+        "evidence_": linear.evidence,
+        "reliability_": np.ones(len(location)) if tail is None else tail.reliability.numpy(),
+        "history_": {"bound": []},
+        "n_iter_": linear.n_iter,
+        "converged_": linear.converged,
+    }
+
+
+def _mechanism_attributes(
+    mechanism: SelfMasking, center: np.ndarray, scale: np.ndarray
+) -> dict[str, Any]:
+    side, threshold, width = (part.numpy() for part in mechanism)
+    with np.errstate(divide="ignore"):
+        slopes = 1 / (width * scale)
+    return {
+        "signs_": side.astype(int),
+        "thresholds_": np.where(side == 0, np.nan, center + scale * threshold),
+        "slopes_": np.where(side == 0, np.nan, side * slopes),
+    }
+
+
+def _learnt_attributes(network: NetworkFit) -> dict[str, Any]:
+    """Of a self-masking mechanism that the network has learnt; nothing for another one."""
+    module, units = network.missing.module, network.parts.units
+    if not isinstance(module, SelfMaskingModel):
+        return {}
+    active = network.parts.missing.active.numpy() > 0
+    slope, threshold = (
+        part.detach().double().numpy() for part in (module.slope(), module.threshold)
+    )
+    return {
+        "signs_": np.where(active, np.sign(slope), 0).astype(int),
+        "thresholds_": np.where(active, threshold * units.scale + units.center, np.nan),
+        "slopes_": np.where(active, slope / units.scale, np.nan),
+    }
+
+
+def _start_state(start: MissingStart) -> dict[str, Any]:
+    mechanism = None if start.mechanism is None else as_arrays(start.mechanism)
+    return {**vars(start), "mechanism": mechanism, "active": start.active.numpy()}
+
+
+def _start_of(state: dict[str, Any]) -> MissingStart:
+    mechanism = state["mechanism"]
+    mechanism = None if mechanism is None else SelfMasking(**as_tensors(mechanism))
+    active = torch.from_numpy(np.array(state["active"]))
+    return MissingStart(**{**state, "mechanism": mechanism, "active": active})
+
+
+def module_state(module: nn.Module) -> dict[str, np.ndarray]:
+    """Parameters and buffers as arrays."""
+    return {name: value.numpy().copy() for name, value in module.state_dict().items()}
+
+
+def load_state(module: nn.Module, state: dict[str, np.ndarray]) -> None:
+    """The inverse of `module_state`."""
+    module.load_state_dict(as_tensors(state))
