@@ -29,12 +29,15 @@ class ColumnUnits:
     categories : tuple of ndarray
         Ascending values of every discrete column, of which codes are the positions; empty for
         continuous ones.
+    constants : ndarray of shape (d,)
+        The only value of a continuous column, to the bit; NaN where there are more.
     """
 
     kinds: tuple[str, ...]
     center: Floats
     scale: Floats
     categories: tuple[Floats, ...]
+    constants: Floats
 
     @property
     def is_continuous(self) -> NDArray[np.bool_]:
@@ -61,7 +64,7 @@ class ColumnUnits:
         for j in np.flatnonzero(~self.is_continuous):
             codes = np.arange(len(self.categories[j]))
             rows[..., j] = np.interp(values[..., j], codes, self.categories[j])
-        return rows
+        return np.where(np.isnan(self.constants), rows, self.constants)
 
     def log_scale(self) -> Floats:
         """What the change of units adds to the log density of a cell, with its sign turned."""
@@ -83,13 +86,16 @@ class ColumnUnits:
             "center": self.center,
             "scale": self.scale,
             "categories": list(self.categories),
+            "constants": self.constants,
         }
 
 
 def units_of(state: dict[str, Any]) -> ColumnUnits:
     """The inverse of `ColumnUnits.state`."""
     kinds, categories = tuple(state["kinds"]), tuple(state["categories"])
-    return ColumnUnits(kinds, state["center"], state["scale"], categories)
+    return ColumnUnits(
+        kinds, state["center"], state["scale"], categories, state["constants"]
+    )
 
 
 def column_units(X: Floats, kinds: tuple[str, ...], center: Floats, scale: Floats) -> ColumnUnits:
@@ -100,7 +106,13 @@ def column_units(X: Floats, kinds: tuple[str, ...], center: Floats, scale: Float
         for continuous, column in zip(is_continuous, X.T, strict=True)
     )
     center, scale = np.where(is_continuous, center, 0.0), np.where(is_continuous, scale, 1.0)
-    return ColumnUnits(kinds, center, scale, categories)
+    return ColumnUnits(kinds, center, scale, categories, constants(X))
+
+
+def constants(X: Floats) -> Floats:
+    """The only observed value of each column of a table (n, d), or NaN; (d,)."""
+    low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
+    return np.where(low == high, low, np.nan).astype(np.float64)
 
 
 def one_hot(values: Tensor, n_categories: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skbilevel.estimators.column_units import ColumnUnits, widths
+from skbilevel.estimators.column_units import ColumnUnits, constants, widths
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.models.latent_variable import (
     Autoencoder,
@@ -50,14 +50,14 @@ class Architecture:
     image_shape: tuple[int, int, int] | None = None
 
 
-def network_units(linear: LinearModel, kinds: tuple[str, ...]) -> ColumnUnits:
+def network_units(linear: LinearModel, kinds: tuple[str, ...], X: np.ndarray) -> ColumnUnits:
     """Units in which the fitted normal has means of 0 and variances of 1.
 
     What is missing beyond a limit may lie many standard deviations of the observed cells away.
     """
     center = linear.center + linear.scale * linear.parameters.location.numpy()
     scale = linear.scale * linear.parameters.covariance.diagonal().sqrt().numpy()
-    return ColumnUnits(kinds, center, scale, tuple(np.zeros(0) for _ in kinds))
+    return ColumnUnits(kinds, center, scale, tuple(np.zeros(0) for _ in kinds), constants(X))
 
 
 def factor_analysis(covariance: Tensor, n_latent: int) -> FactorAnalysis:

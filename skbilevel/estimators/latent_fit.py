@@ -92,7 +92,7 @@ def fit_network(
 
 def _units(plan: Plan, linear: LinearFit | None, table: Table) -> ColumnUnits:
     if linear is not None:
-        return network_units(linear.model, plan.kinds)
+        return network_units(linear.model, plan.kinds, table.X)
     return column_units(table.X, plan.kinds, table.center, table.scale)
 
 

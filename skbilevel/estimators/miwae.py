@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from skbilevel._sklearn import StrOptions, check_is_fitted
+from skbilevel._sklearn import StrOptions
 from skbilevel.estimators.imputer import Floats
 from skbilevel.estimators.latent_imputer import LatentVariableImputer
 from skbilevel.estimators.latent_missing import LINKS
 from skbilevel.estimators.latent_plan import MECHANISMS, Plan, planned
-from skbilevel.numerics.row_groups import row_blocks
-from skbilevel.numerics.threads import single_thread
 
 
 class MIWAEImputer(LatentVariableImputer):
