@@ -34,6 +34,7 @@ from skbilevel.estimators.latent_state import (
 from skbilevel.estimators.linear_fit import LinearFit, Table, subsample
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.row_sampling import RowDrawer, SamplingImputer
+from skbilevel.estimators.tail_imputation import TailImputation
 from skbilevel.models.latent_variable import DECODERS
 from skbilevel.models.mlp import ACTIVATIONS
 from skbilevel.numerics.observed import mean_and_deviation
@@ -171,11 +172,12 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
             )
 
     def _completer(self) -> RowCompleter:
-        fill = self._filler(self._fitted_network() or self._fitted_linear())
-        tail, linear = tail_of(self._tail), self._fitted_linear()
+        network, linear = self._fitted_network(), self._fitted_linear()
+        tail = tail_of(self._tail)
         if tail is None or linear is None or self.loss == "quantile":
-            return fill
-        return lambda rows: linear.reflected(fill(rows), tail)
+            return self._filler(network or linear)
+        of_network = None if network is None else self._filler(network)
+        return TailImputation(linear, tail, self._filler(linear), of_network).completed
 
     def _filler(self, model: LatentModel | LinearModel | None) -> RowCompleter:
         """Missing cells at what the loss asks for."""

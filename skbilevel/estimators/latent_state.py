@@ -17,6 +17,7 @@ from skbilevel.estimators.latent_parts import NetworkParts, filled_by
 from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LINEAR_FITS, LinearFit
 from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.estimators.tail_imputation import TailImputation
 from skbilevel.models.missing_mechanism import SelfMaskingModel
 from skbilevel.objectives.family import as_arrays, as_tensors
 from skbilevel.objectives.normal import NormalParameters
@@ -133,18 +134,26 @@ def fitted_attributes(
     if linear is not None:
         attributes |= _linear_attributes(plan, linear, X)
     if network is not None:
-        model, parts = network.model, network.parts
-        attributes |= {
-            "_network": network_state(model, network.missing, parts),
-            "noise_scale_": model.decoder.scale().detach().double().numpy() * parts.units.scale,
-            "n_latent_": parts.architecture.n_latent,
-            "history_": {"bound": network.history},
-            "n_iter_": len(network.history),
-            "converged_": True,
-        }
-        if network.missing.module is not None:
-            attributes |= _learnt_attributes(network)
+        attributes |= _network_attributes(network)
+        if linear is not None and (tail := tail_of(attributes["_tail"])) is not None:
+            models = (linear.model.completed, network.model.completed)
+            prior = TailImputation(linear.model, tail, *models).fitted_prior(X)
+            attributes["_tail"] = tail_state(prior)
     return attributes
+
+
+def _network_attributes(network: NetworkFit) -> dict[str, Any]:
+    model, parts = network.model, network.parts
+    learnt = {} if network.missing.module is None else _learnt_attributes(network)
+    return {
+        "_network": network_state(model, network.missing, parts),
+        "noise_scale_": model.decoder.scale().detach().double().numpy() * parts.units.scale,
+        "n_latent_": parts.architecture.n_latent,
+        "history_": {"bound": network.history},
+        "n_iter_": len(network.history),
+        "converged_": True,
+        **learnt,
+    }
 
 
 def _linear_attributes(plan: Plan, linear: LinearFit, X: np.ndarray) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from skbilevel.objectives.masking_links import probit_of
 from skbilevel.objectives.normal import NormalParameters, Precision, precision
 from skbilevel.objectives.self_masked_normal import drawn_in_turn
 from skbilevel.objectives.self_masking import SelfMasking
-from skbilevel.objectives.tail_prior import TailPrior, reflected, tail_prior, tail_sums
+from skbilevel.objectives.tail_prior import TailPrior, tail_prior, tail_sums
 from skbilevel.solvers.ep import cavity
 
 # Draws are made side by side up to this many cells.
@@ -131,12 +131,6 @@ class LinearModel:
         standardized = torch.from_numpy((rows - self.center) / self.scale)
         probability = probit_of(self.mechanism).log_missing(standardized).exp().numpy()
         return np.where(self.mechanism.side.numpy() == 0, np.nan, probability)
-
-    def reflected(self, rows: np.ndarray, prior: TailPrior) -> np.ndarray:
-        """Imputed rows (b, d) moved towards the reflection, every cell as if it were missing."""
-        standardized = torch.from_numpy((rows - self.center) / self.scale)
-        moved = reflected(standardized, self.mechanism, prior).numpy()
-        return np.where(prior.reliability.numpy() < 1, moved * self.scale + self.center, rows)
 
     @torch.inference_mode()
     def tail_prior(self, X: np.ndarray, is_hard: np.ndarray) -> TailPrior:

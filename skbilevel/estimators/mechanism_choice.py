@@ -44,7 +44,9 @@ from skbilevel.objectives.self_masked_normal import projected
 from skbilevel.objectives.self_masking import SelfMasking
 
 # A column with fewer cells says nothing about why they are missing.
-_FEWEST_MISSING, _FEWEST_OBSERVED, _FEWEST_VALUES = 10, 20, 2
+_FEWEST_MISSING, _FEWEST_OBSERVED = 10, 20
+# A column of fewer values follows the others: by itself it would be taken for its shape.
+_FEWEST_VALUES, _FEWEST_TO_PICK = 2, 5
 # The order of candidates shows on this many rows, after this many iterations.
 _MOST_ROWS, _ITERATIONS, _COLUMN_ITERATIONS = 2000, 30, 15
 _SOFT_WIDTH = 0.5
@@ -108,10 +110,12 @@ class _Judged(NamedTuple):
 
 class _Sample(NamedTuple):
     """Rows (n, d) that candidates are compared on, the number of missing cells of the columns
-    that can have a mechanism and 0 elsewhere, (d,), and the fit of missing at random."""
+    that can have a mechanism and 0 elsewhere, (d,), those that can have one of their own, and the
+    fit of missing at random."""
 
     Z: np.ndarray
     n_missing: np.ndarray
+    can_differ: np.ndarray
     mar: MechanismFit
 
 
@@ -302,7 +306,7 @@ def _own_candidate(
     n_missing, found, fit = sample.n_missing, None, sample.mar
     insight = np.max([mask_gains, *(each.insight for each in judged.values())], axis=0)
     least = np.maximum(_PROPOSED * n_missing, _SHARE * mask_gains)
-    least[insight <= _SEEN * n_missing] = np.inf
+    least[(insight <= _SEEN * n_missing) | ~sample.can_differ] = np.inf
     form = _uniform(n_missing > 0, 0.0, False)
     for _ in range(_ROUNDS):
         rest = np.where(form.side == 0, least, np.inf)
@@ -362,19 +366,14 @@ def _sample(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) -
         Z = Z[np.sort(rng.permutation(len(Z))[:_MOST_ROWS])]
         data = _rows(Z)
     fit = fit_self_masked(data, hard_limits(Z, 0.0), max_iter=_ITERATIONS)
-    n_missing = _cells_that_tell(Z)
+    n_missing = np.count_nonzero(np.isnan(Z), axis=0)
+    n_values = np.array([len(np.unique(column[~np.isnan(column)])) for column in Z.T])
+    tells = (n_missing >= _FEWEST_MISSING) & (len(Z) - n_missing >= _FEWEST_OBSERVED)
+    n_missing = n_missing * (tells & (n_values >= _FEWEST_VALUES))
     if n_missing.any():
         Z = _pulled_in(Z, fit.parameters)
         fit = _fitted(Z, _uniform(n_missing > 0, 0.0, False))
-    return _Sample(Z, n_missing, fit)
-
-
-def _cells_that_tell(Z: np.ndarray) -> np.ndarray:
-    """Number of missing cells (d,), 0 where the column says nothing about them."""
-    n_missing = np.count_nonzero(np.isnan(Z), axis=0)
-    n_values = np.array([len(np.unique(column[~np.isnan(column)])) for column in Z.T])
-    enough = (n_missing >= _FEWEST_MISSING) & (len(Z) - n_missing >= _FEWEST_OBSERVED)
-    return n_missing * (enough & (n_values >= _FEWEST_VALUES))
+    return _Sample(Z, n_missing, n_values >= _FEWEST_TO_PICK, fit)
 
 
 @torch.inference_mode()

@@ -29,7 +29,9 @@ A missing cell of excess x = b_j + s_j e over the limit is then imputed by ::
 
     b_j + s_j (r_j e (A_j / g_j)^(1 - r_j^2) + (1 - r_j) A_j)                     (4)
 
-which is the model for r_j = 1 and the reflection for r_j = 0.
+which is the model for r_j = 1 and the reflection for r_j = 0. Beyond a limit a network bends as
+it likes, since nothing is observed there: where it imputes, x is the mean of what it and the
+normal say, g_j is that of such values, and r_j stays that of the normal.
 """
 
 from typing import NamedTuple
@@ -81,14 +83,20 @@ def tail_sums(
 ) -> TailSums:
     """What `tail_prior` needs of completed rows (b, d); ``observed`` is 1 or 0 a cell."""
     predicted = predicted_within(rows, model, mechanism)
-    beyond = excess(rows, mechanism)
     over_observed = [predicted, rows, predicted.square(), predicted * rows, rows.square()]
     return TailSums(
         observed.sum(0),
         *((observed * term).sum(0) for term in over_observed),
-        (1 - observed).sum(0),
-        ((1 - observed) * beyond).sum(0),
+        *excess_sums(rows, observed, mechanism),
     )
+
+
+def excess_sums(
+    rows: Tensor, observed: Tensor, mechanism: SelfMasking
+) -> tuple[Tensor, Tensor]:
+    """Number and summed excess of the missing cells of every column, (d,) each."""
+    missing = 1 - observed
+    return missing.sum(0), (missing * excess(rows, mechanism)).sum(0)
 
 
 def tail_prior(sums: TailSums, mechanism: SelfMasking, is_hard: Tensor) -> TailPrior:
@@ -108,6 +116,16 @@ def tail_prior(sums: TailSums, mechanism: SelfMasking, is_hard: Tensor) -> TailP
         torch.where(usable, correlation.clamp(0, 1), 1.0),
         torch.where(usable, reach, 1.0),
         torch.where(usable, mean_excess, 1.0),
+    )
+
+
+def with_excess(prior: TailPrior, n_missing: Tensor, total: Tensor) -> TailPrior:
+    """The prior for imputations of another mean excess, from `excess_sums`; (d,) each."""
+    mean_excess = total / n_missing.clamp(min=1)
+    usable = (prior.reliability < 1) & (mean_excess > 0)
+    return prior._replace(
+        reliability=torch.where(usable, prior.reliability, 1.0),
+        mean_excess=torch.where(usable, mean_excess, 1.0),
     )
 
 
