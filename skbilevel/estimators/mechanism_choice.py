@@ -41,7 +41,8 @@ from skbilevel.numerics.row_groups import StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.normal import NormalParameters, precision
 from skbilevel.objectives.self_masked_normal import projected
-from skbilevel.objectives.self_masking import SelfMasking
+from skbilevel.objectives.self_masking import SelfMasking, log_probability_terms
+from skbilevel.solvers.separable_newton import Quadratic, newton_step
 
 # A column with fewer cells says nothing about why they are missing.
 _FEWEST_MISSING, _FEWEST_OBSERVED = 10, 20
@@ -50,6 +51,9 @@ _FEWEST_VALUES, _FEWEST_TO_PICK = 2, 5
 # The order of candidates shows on this many rows, after this many iterations.
 _MOST_ROWS, _ITERATIONS, _COLUMN_ITERATIONS = 2000, 30, 15
 _SOFT_WIDTH = 0.5
+# Widths that all columns share where the side is known: slopes of 50, 12, 3, 1.5 and .75.
+_SHARED_WIDTHS = (NARROWEST, 1 / 12, 1 / 3, 1 / 1.5, 1 / 0.75)
+_THRESHOLD_STEPS = 8
 _FOLDS = 5
 _SIDES = {1.0: "above", -1.0: "below"}
 _NAMES = {False: "self_masking", True: "censored"}
@@ -57,8 +61,6 @@ _BOTH = (False, True)
 
 # Margins are in nats per missing cell. A probit has two parameters where a limit has one.
 _FOR_HARD = 0.05
-# What a probit that is learnt for every column has to gain where the side is known: it overfits.
-_FOR_LEARNT = 0.2
 # Least insight beyond the model of the mask for a column to be picked out. On columns that were
 # picked chance has smiled: together they need as much gain and insight beyond it.
 _TO_PICK, _OF_PICKED = 0.015, 0.05
@@ -153,8 +155,8 @@ def known_sign(
 ) -> MechanismFit:
     """The mechanism of known side whose slope is learnt.
 
-    A slope so steep that it is a limit has its threshold at the largest, or smallest, observed
-    value. Slopes that differ between columns overfit, and are taken with a margin.
+    All columns share the slope: slopes of their own have more evidence and are worse where columns
+    are not normal. The steepest stands for a limit at the largest, or smallest, observed value.
 
     Parameters
     ----------
@@ -170,16 +172,48 @@ def known_sign(
     MechanismFit
         With the mechanism for all rows, and the normal of those compared on.
     """
-    has = np.isnan(Z).any(axis=0) & (np.broadcast_to(side, Z.shape[1]) != 0)
-    hard, soft = _Form(has * side, has), _Form(has * side, has & False)
-    sample = _sample(data, Z, rng)
-    steep = _fitted(sample.Z, hard)
-    margin = _FOR_LEARNT * np.count_nonzero(np.isnan(sample.Z[:, has]))
-    if (sample.n_missing * has).any():
-        learnt = _fitted(sample.Z, soft)
-        if (learnt.evidence - steep.evidence) * len(sample.Z) > margin:
-            return learnt
-    return steep._replace(mechanism=hard_limits(Z, side))
+    Z_all, Z = Z, _sample(data, Z, rng).Z
+    own = np.where(np.isnan(Z_all).any(axis=0), side, 0.0)
+    fits = [_with_shared_width(Z, own, width) for width in _SHARED_WIDTHS]
+    best = max(range(len(fits)), key=lambda index: fits[index].evidence)
+    return fits[best] if best else fits[0]._replace(mechanism=hard_limits(Z_all, own))
+
+
+def _with_shared_width(Z: np.ndarray, side: np.ndarray, width: float) -> MechanismFit:
+    """Thresholds are learnt from what a first fit tells of every cell by the others."""
+    if width == NARROWEST:
+        return _fitted(Z, _Form(side, side != 0))
+    widths = np.where(side == 0, 1.0, width)
+    mechanism = _mechanism(side, -side * ndtri(_rates(Z)) * np.hypot(1, width), widths)
+    for learns in (True, False):
+        fit = fit_self_masked(_rows(Z), mechanism, max_iter=_ITERATIONS, limit=np.inf)
+        if learns:
+            mechanism = mechanism._replace(threshold=_learnt_thresholds(Z, fit))
+    return fit
+
+
+def _learnt_thresholds(Z: np.ndarray, fit: MechanismFit) -> torch.Tensor:
+    missing, (mean, variance) = np.isnan(Z), _by_the_others(Z, fit)
+    cells = (np.where(missing, mean, Z), np.where(missing, variance, 0.0))
+    location, spread = (torch.from_numpy(part).reshape(-1) for part in cells)
+    side = fit.mechanism.side * torch.from_numpy(np.where(missing, 1.0, -1.0))
+    width = fit.mechanism.width.expand(side.shape).reshape(-1)
+
+    def evaluate(theta: torch.Tensor) -> Quadratic:
+        threshold = theta.T.expand(side.shape).reshape(-1)
+        own = SelfMasking(side.reshape(-1), threshold, width)
+        value, gradient, curvature = log_probability_terms(location, spread, own)
+        by_column = (*side.shape, -1)
+        return Quadratic(
+            value.reshape(side.shape).sum(0),
+            gradient[:, :1].reshape(by_column).sum(0),
+            curvature[:, :1, :1].reshape(*by_column, 1).sum(0),
+        )
+
+    theta = fit.mechanism.threshold[:, None]
+    for _ in range(_THRESHOLD_STEPS):
+        theta = newton_step(evaluate, theta)
+    return theta[:, 0]
 
 
 def known_class(
@@ -236,7 +270,9 @@ def choose(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) ->
     mask_gains = _mask_gains(sample, rng)
     judged = _uniform_candidates(sample, _BOTH)
     merits = {key: _merit(each, mask_gains, sample) for key, each in judged.items()}
-    own = _own_candidate(sample, judged, mask_gains)
+    own = None
+    if not _is_explained(judged[max(merits, key=merits.__getitem__)], mask_gains, sample):
+        own = _own_candidate(sample, judged, mask_gains)
     if own is not None:
         judged["own"] = own
         merits["own"] = _merit(own, mask_gains, sample, picked=True) - _FOR_OWN * total
@@ -273,6 +309,12 @@ def _merit(
     if not enough or insight < _SEEN * cells:
         return -np.inf
     return excess[0] + _FOR_HARD * float(sample.n_missing[judged.form.is_hard].sum())
+
+
+def _is_explained(judged: _Judged, mask_gains: np.ndarray, sample: _Sample) -> bool:
+    """Whether a form gives more insight into each of its columns than the model of the mask."""
+    least = mask_gains + _TO_PICK * sample.n_missing
+    return bool((judged.insight > least)[judged.form.side != 0].all())
 
 
 def _uniform(columns: np.ndarray, side: float, hard: bool) -> _Form:
@@ -408,9 +450,8 @@ def _with_limits(learnt: SelfMasking, hard: SelfMasking, is_hard: np.ndarray) ->
 def _fitted(Z: np.ndarray, form: _Form, n_iter: int = _ITERATIONS) -> MechanismFit:
     """A form on rows that are pulled in; hard limits stay where they are."""
     is_soft, hard = (form.side != 0) & ~form.is_hard, hard_limits(Z, form.side)
-    # Where a probit of a standard normal has the rate of missing cells, up to its width.
-    rate = (np.isnan(Z).sum(axis=0) + 0.5) / (len(Z) + 1)
-    soft = _mechanism(form.side, -form.side * ndtri(rate), np.where(is_soft, _SOFT_WIDTH, 1.0))
+    threshold = -form.side * ndtri(_rates(Z))
+    soft = _mechanism(form.side, threshold, np.where(is_soft, _SOFT_WIDTH, 1.0))
     start = _with_limits(soft, hard, form.is_hard)
     learn = bool(is_soft.any())
     fit = fit_self_masked(_rows(Z), start, learn=learn, max_iter=n_iter, limit=np.inf)
@@ -427,19 +468,28 @@ def _gain(Z: np.ndarray, form: _Form, fit: MechanismFit, mar: MechanismFit) -> f
     return float((fit.evidence - mar.evidence) * len(Z) - rates)
 
 
-def _insight(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
-    """log p(s | the other columns) of every column (d,) over that at constant rates.
+def _by_the_others(Z: np.ndarray, fit: MechanismFit) -> tuple[np.ndarray, np.ndarray]:
+    """Mean m (n, d) and variance v (d,) of every cell without its own value.
 
-    Without its own value a cell is N(m, v) with v = 1 / P_jj and m = x_j - v (P e)_j.
+    v = 1 / P_jj and m = x_j - v (P e)_j.
     """
-    missing, rows = np.isnan(Z), _completed(Z, fit)
-    matrix = precision(fit.parameters).matrix.numpy()
-    side, threshold, width = (part.numpy() for part in fit.mechanism)
+    rows, matrix = _completed(Z, fit), precision(fit.parameters).matrix.numpy()
     variance = 1 / np.diag(matrix)
-    mean = rows - (rows - fit.parameters.location.numpy()) @ matrix * variance
+    return rows - (rows - fit.parameters.location.numpy()) @ matrix * variance, variance
+
+
+def _insight(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
+    """log p(s | the other columns) of every column (d,) over that at constant rates."""
+    missing, (mean, variance) = np.isnan(Z), _by_the_others(Z, fit)
+    side, threshold, width = (part.numpy() for part in fit.mechanism)
     ratio = side * (mean - threshold) / np.sqrt(width**2 + variance)
     total = log_ndtr(np.where(missing, ratio, -ratio)).sum(axis=0)
     return np.where(side == 0, 0.0, total - _at_constant_rates(missing))
+
+
+def _rates(Z: np.ndarray) -> np.ndarray:
+    """Rates of missing cells (d,), never 0 or 1."""
+    return (np.isnan(Z).sum(axis=0) + 0.5) / (len(Z) + 1)
 
 
 def _at_constant_rates(missing: np.ndarray) -> np.ndarray:
