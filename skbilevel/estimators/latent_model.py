@@ -18,11 +18,11 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from skbilevel.estimators.column_units import ColumnUnits, one_hot
-from skbilevel.estimators.mask_terms import Cells, MaskTerm
+from skbilevel.estimators.mask_terms import Cells, DrawnCells, MaskTerm
 from skbilevel.models.latent_variable import Decoder, Encoder, Proposal
 from skbilevel.numerics.random import row_uniform
 from skbilevel.numerics.row_groups import slices
-from skbilevel.objectives.given_missing import N_UNIFORMS
+from skbilevel.objectives.given_missing import N_UNIFORMS, JoinedGivenMissing
 from skbilevel.objectives.importance_weighted import (
     Codes,
     bound,
@@ -45,6 +45,8 @@ from skbilevel.objectives.observation import (
 
 # Tensors of this many numbers are made at a time.
 _NUMBERS_AT_A_TIME = 2**20
+# Normals that make a Student-t, roughly.
+_COMPONENTS = 24
 # Uniform numbers are this far from 0 and 1, which float32 can tell from them.
 _EDGE = 1e-6
 # Of draws of discrete cells while training, which have no gradient otherwise.
@@ -182,7 +184,8 @@ class LatentModel:
         return np.where(np.isnan(rows), values, rows)
 
     def _parts(self, n_rows: int, n_points: int) -> list[slice]:
-        width = self.decoder.log_scale.numel() * max(1, int(self.units.n_categories.max()))
+        width = len(self.units.kinds) * max(1, int(self.units.n_categories.max()))
+        width *= _COMPONENTS if "student_t" in self.units.kinds else 1
         return slices(n_rows, max(1, _NUMBERS_AT_A_TIME // (n_points * width)))
 
     def _weighted(self, batch: Batch) -> _Weighted:
@@ -215,16 +218,28 @@ class LatentModel:
     def _centers(self, weighted: _Weighted) -> Tensor:
         """Means (b, d); of categorical columns the most probable code."""
         centers = expectation(weighted.cells.mean, weighted.log_weights)
-        is_categorical = torch.tensor([kind == "categorical" for kind in self.units.kinds])
-        if not is_categorical.any():
+        kinds = list(dict.fromkeys(self.units.kinds))
+        if "categorical" not in kinds:
             return centers
-        up_to = [
-            expectation(weighted.cells.cdf(centers.new_full((), code)), weighted.log_weights)
-            for code in range(int(self.units.n_categories.max()))
-        ]
-        zero = torch.zeros_like(up_to[:1][0]).unsqueeze(0)
-        mode = torch.stack(up_to).diff(dim=0, prepend=zero).argmax(0)
-        return torch.where(is_categorical, mode.to(centers.dtype), centers)
+        index = np.flatnonzero(np.array(self.units.kinds) == "categorical")
+        own = _of_kind(weighted.cells, kinds.index("categorical"), torch.from_numpy(index))
+        centers[..., index] = _mode(own, weighted.log_weights, self.units.n_categories[index])
+        return centers
+
+
+def _of_kind(cells: Cells, position: int, index: Tensor) -> Cells:
+    """The columns at ``index``, which are those of the kind at a position."""
+    if isinstance(cells, DrawnCells):
+        return DrawnCells(cells.values[..., index])
+    return cells.parts[position] if isinstance(cells, Joined | JoinedGivenMissing) else cells
+
+
+def _mode(cells: Cells, log_weights: Tensor, n_categories: np.ndarray) -> Tensor:
+    """The most probable code of every cell; (b, d)."""
+    codes = torch.arange(int(n_categories.max()), dtype=log_weights.dtype)
+    width = len(n_categories)
+    up_to = [expectation(cells.cdf(code.expand(1, width)), log_weights) for code in codes]
+    return torch.stack([torch.zeros_like(up_to[0]), *up_to]).diff(dim=0).argmax(0).to(codes.dtype)
 
 
 class _Weighted(NamedTuple):

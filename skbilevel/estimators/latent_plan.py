@@ -19,8 +19,8 @@ Floats = NDArray[np.floating[Any]]
 # Mechanisms of one cell by its own value, and the names of all.
 SELF_MASKING = ("self_masking", "self_masking_known", "censored")
 MECHANISMS = (*LINEAR_FITS, *WHOLE_ROW)
-# "auto" for max_iter: iterations of EM, or steps of a network, of which more columns need fewer.
-_EM_ITERATIONS, _STEPS, _STEPS_OF_MANY, _MANY = 80, 1500, 1000, 20
+# "auto" for max_iter: iterations of EM, and steps of a network.
+_EM_ITERATIONS, _STEPS = 80, 1000
 _MOST_LATENT = 50
 # A normal of more columns costs more than a network.
 _MOST_WARM = 200
@@ -187,12 +187,11 @@ def latent_size(n_latent: int | None, n_columns: int) -> int:
     return max(1, min(n_columns - 1, max(n_columns // 2, 10), _MOST_LATENT))
 
 
-def n_epochs(max_iter: int | str, n_rows: int, n_columns: int, batch_size: int) -> int:
+def n_epochs(max_iter: int | str, n_rows: int, batch_size: int) -> int:
     """Epochs of a network: enough for as many steps as it needs."""
     if max_iter != "auto":
         return int(max_iter)
-    steps = _STEPS if n_columns <= _MANY else _STEPS_OF_MANY
-    return max(1, round(steps / -(-n_rows // batch_size)))
+    return max(1, round(_STEPS / -(-n_rows // batch_size)))
 
 
 def em_iterations(max_iter: int | str, is_all: bool) -> int:
@@ -245,7 +244,7 @@ def planned(
         known,
         link,
         None if is_all else _architecture(imputer, len(kinds)),
-        None if is_all else _training(imputer, *X.shape),
+        None if is_all else _training(imputer, len(X)),
         warm,
         em_iterations(imputer.max_iter, is_all),
         getattr(imputer, "tail_prior", None) is not None,
@@ -290,13 +289,13 @@ def _architecture(imputer: Any, n_columns: int) -> Architecture:
     )
 
 
-def _training(imputer: Any, n_rows: int, n_columns: int) -> TrainingSettings:
+def _training(imputer: Any, n_rows: int) -> TrainingSettings:
     size = int(imputer.batch_size)
     return TrainingSettings(
         imputer.objective,
         int(imputer.n_importance),
         size,
-        n_epochs(imputer.max_iter, n_rows, n_columns, size),
+        n_epochs(imputer.max_iter, n_rows, size),
         float(imputer.learning_rate),
         float(imputer.weight_decay),
     )

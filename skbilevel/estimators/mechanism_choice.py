@@ -51,8 +51,8 @@ _FEWEST_VALUES, _FEWEST_TO_PICK = 2, 5
 # The order of candidates shows on this many rows, after this many iterations.
 _MOST_ROWS, _ITERATIONS, _COLUMN_ITERATIONS = 2000, 30, 15
 _SOFT_WIDTH = 0.5
-# Widths that all columns share where the side is known: slopes of 50, 12, 3, 1.5 and .75.
-_SHARED_WIDTHS = (NARROWEST, 1 / 12, 1 / 3, 1 / 1.5, 1 / 0.75)
+# Widths that all columns share where the side is known: slopes of 50, 12, 3 and 1.5.
+_SHARED_WIDTHS = (NARROWEST, 1 / 12, 1 / 3, 1 / 1.5)
 _THRESHOLD_STEPS = 8
 _FOLDS = 5
 _SIDES = {1.0: "above", -1.0: "below"}
@@ -61,6 +61,9 @@ _BOTH = (False, True)
 
 # Margins are in nats per missing cell. A probit has two parameters where a limit has one.
 _FOR_HARD = 0.05
+# What a probit has to gain over a limit where the side is known: columns that are not normal
+# may prefer a flat one by .03 if a limit hid their cells; true ones were ahead by .3 and more.
+_FOR_SOFT = 0.1
 # Least insight beyond the model of the mask for a column to be picked out. On columns that were
 # picked chance has smiled: together they need as much gain and insight beyond it.
 _TO_PICK, _OF_PICKED = 0.015, 0.05
@@ -156,7 +159,8 @@ def known_sign(
     """The mechanism of known side whose slope is learnt.
 
     All columns share the slope: slopes of their own have more evidence and are worse where columns
-    are not normal. The steepest stands for a limit at the largest, or smallest, observed value.
+    are not normal. The steepest stands for a limit at the largest, or smallest, observed value,
+    and is kept unless another is ahead by a margin.
 
     Parameters
     ----------
@@ -172,11 +176,14 @@ def known_sign(
     MechanismFit
         With the mechanism for all rows, and the normal of those compared on.
     """
-    Z_all, Z = Z, _sample(data, Z, rng).Z
-    own = np.where(np.isnan(Z_all).any(axis=0), side, 0.0)
-    fits = [_with_shared_width(Z, own, width) for width in _SHARED_WIDTHS]
-    best = max(range(len(fits)), key=lambda index: fits[index].evidence)
-    return fits[best] if best else fits[0]._replace(mechanism=hard_limits(Z_all, own))
+    _, rows = _thinned(data, Z, rng)
+    own = np.where(np.isnan(Z).any(axis=0), side, 0.0)
+    steep, *soft = (_with_shared_width(rows, own, width) for width in _SHARED_WIDTHS)
+    best = max(soft, key=lambda fit: fit.evidence)
+    n_missing = np.count_nonzero(np.isnan(rows[:, own != 0]))
+    if (best.evidence - steep.evidence) * len(rows) > _FOR_SOFT * n_missing:
+        return best
+    return steep._replace(mechanism=hard_limits(Z, own))
 
 
 def _with_shared_width(Z: np.ndarray, side: np.ndarray, width: float) -> MechanismFit:
@@ -402,11 +409,18 @@ def _proposal(
     return max(gains, key=gains.__getitem__)
 
 
+def _thinned(
+    data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState
+) -> tuple[StandardizedRows, np.ndarray]:
+    if len(Z) <= _MOST_ROWS:
+        return data, Z
+    Z = Z[np.sort(rng.permutation(len(Z))[:_MOST_ROWS])]
+    return _rows(Z), Z
+
+
 def _sample(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) -> _Sample:
     """At most a few thousand rows, pulled in by the normal of missing at random."""
-    if len(Z) > _MOST_ROWS:
-        Z = Z[np.sort(rng.permutation(len(Z))[:_MOST_ROWS])]
-        data = _rows(Z)
+    data, Z = _thinned(data, Z, rng)
     fit = fit_self_masked(data, hard_limits(Z, 0.0), max_iter=_ITERATIONS)
     n_missing = np.count_nonzero(np.isnan(Z), axis=0)
     n_values = np.array([len(np.unique(column[~np.isnan(column)])) for column in Z.T])
