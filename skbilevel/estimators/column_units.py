@@ -93,9 +93,7 @@ class ColumnUnits:
 def units_of(state: dict[str, Any]) -> ColumnUnits:
     """The inverse of `ColumnUnits.state`."""
     kinds, categories = tuple(state["kinds"]), tuple(state["categories"])
-    return ColumnUnits(
-        kinds, state["center"], state["scale"], categories, state["constants"]
-    )
+    return ColumnUnits(kinds, state["center"], state["scale"], categories, state["constants"])
 
 
 def column_units(X: Floats, kinds: tuple[str, ...], center: Floats, scale: Floats) -> ColumnUnits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -75,17 +76,60 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         "random_state": ["random_state"],
     }
 
-    decoder: str
-    loss: str
-    quantile: float | None
-    tol: float
-    n_importance_impute: int
-    random_state: Any
     n_iter_: int
     converged_: bool
     _linear: dict[str, Any] | None
     _network: dict[str, Any] | None
     _tail: dict[str, Any] | None
+
+    def __init__(
+        self,
+        *,
+        decoder: str = "residual",
+        distribution: str | Sequence[str] = "gaussian",
+        n_latent: int | None = None,
+        hidden_layer_sizes: int | Sequence[int] = (64,),
+        activation: str = "silu",
+        image_shape: tuple[int, int, int] | None = None,
+        objective: str = "iwae",
+        n_importance: int = 5,
+        n_importance_impute: int = 256,
+        loss: str = "squared_error",
+        quantile: float | None = None,
+        min_scale: float = 0.1,
+        batch_size: int = 64,
+        max_iter: int | str = "auto",
+        tol: float = 1e-3,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.05,
+        missing_values: float = np.nan,
+        add_indicator: bool = False,
+        keep_empty_features: bool = False,
+        random_state: Any = None,
+    ):
+        super().__init__(
+            missing_values=missing_values,
+            add_indicator=add_indicator,
+            keep_empty_features=keep_empty_features,
+        )
+        self.decoder = decoder
+        self.distribution = distribution
+        self.n_latent = n_latent
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.image_shape = image_shape
+        self.objective = objective
+        self.n_importance = n_importance
+        self.n_importance_impute = n_importance_impute
+        self.loss = loss
+        self.quantile = quantile
+        self.min_scale = min_scale
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.random_state = random_state
 
     @abstractmethod
     def _plan(self, X: Floats) -> Plan:
@@ -157,13 +201,12 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
                 "increase max_iter or tol.",
                 ConvergenceWarning,
             )
-        if self._network is None:
+        network = self._fitted_network()
+        rows = X[:: -(-len(X) // _ROWS_FOR_ESS)]
+        rows = rows[np.isnan(rows).any(axis=1)]
+        if network is None or len(rows) == 0:
             return
-        step = max(1, len(X) // _ROWS_FOR_ESS)
-        rows = X[::step][np.isnan(X[::step]).any(axis=1)]
-        if len(rows) == 0:
-            return
-        size = float(np.median(self._fitted_network().effective_sizes(rows)))
+        size = float(np.median(network.effective_sizes(rows)))
         if size < _FEWEST_EFFECTIVE:
             warn_user(
                 f"Half of the incomplete rows rest on fewer than {size:.1f} effective importance "
@@ -175,13 +218,12 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         network, linear = self._fitted_network(), self._fitted_linear()
         tail = tail_of(self._tail)
         if tail is None or linear is None or self.loss == "quantile":
-            return self._filler(network or linear)
+            return self._filler(self._fitted_model())
         of_network = None if network is None else self._filler(network)
         return TailImputation(linear, tail, self._filler(linear), of_network).completed
 
-    def _filler(self, model: LatentModel | LinearModel | None) -> RowCompleter:
+    def _filler(self, model: LatentModel | LinearModel) -> RowCompleter:
         """Missing cells at what the loss asks for."""
-        assert model is not None
         if self.loss == "squared_error":
             return model.completed
         level = 0.5 if self.loss == "absolute_error" else self.quantile
@@ -190,9 +232,14 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         return lambda rows: model.quantile(rows, level)
 
     def _drawer(self, n_draws: int) -> RowDrawer:
+        model = self._fitted_model()
+        return lambda rows, keys: model.drawn(rows, keys, n_draws)
+
+    def _fitted_model(self) -> LatentModel | LinearModel:
+        """The network, or the linear model where it is all."""
         model = self._fitted_network() or self._fitted_linear()
         assert model is not None
-        return lambda rows, keys: model.drawn(rows, keys, n_draws)
+        return model
 
     def _fitted_linear(self) -> LinearModel | None:
         return None if self._linear is None else linear_of(self._linear)
@@ -222,8 +269,7 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         """
         check_is_fitted(self)
         X = self._incomplete(X)
-        model = self._fitted_network() or self._fitted_linear()
-        assert model is not None
+        model = self._fitted_model()
         with np.errstate(over="ignore", invalid="ignore"):
             parts = [model.log_densities(np.asarray(X[block], float)) for block in row_blocks(X)]
         values = np.concatenate(parts)

@@ -16,7 +16,7 @@ from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LinearFit, Table
 from skbilevel.estimators.mask_terms import Collapsed, Ignored, MaskTerm, Sampled
 from skbilevel.estimators.mechanism_choice import hard_limits
-from skbilevel.models.missing_mechanism import WHOLE_ROW, SelfMaskingModel
+from skbilevel.models.missing_mechanism import SelfMaskingModel, agnostic, nonlinear
 from skbilevel.objectives.masking_links import Link, LogitLink, ProbitLink, probit_of
 from skbilevel.objectives.self_masking import SelfMasking
 
@@ -119,7 +119,7 @@ def _ignored(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> Missi
 def _fixed(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> MissingModel:
     assert start.mechanism is not None
     link = probit_of(SelfMasking(*(part.float() for part in start.mechanism)))
-    return MissingModel(Collapsed(lambda: link), None)
+    return MissingModel(Collapsed(lambda: link, start.active), None)
 
 
 def _learnt(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> MissingModel:
@@ -130,20 +130,20 @@ def _learnt(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> Missin
     signs = side if start.keep_signs else None
     module = SelfMaskingModel(slope, threshold, signs=signs, link=start.link)
     link, active = LINKS[start.link], start.active
-    return MissingModel(Collapsed(lambda: link(module, active)), module)
+    return MissingModel(Collapsed(lambda: link(module, active), active), module)
 
 
 def _agnostic(
     start: MissingStart, own: Any, units: ColumnUnits, generator: torch.Generator
 ) -> MissingModel:
-    module = WHOLE_ROW["agnostic"](len(units.kinds), generator=generator)
+    module = agnostic(len(units.kinds), generator=generator)
     return MissingModel(Sampled(module), module)
 
 
 def _nonlinear(
     start: MissingStart, own: Any, units: ColumnUnits, generator: torch.Generator
 ) -> MissingModel:
-    module = WHOLE_ROW["nonlinear"](len(units.kinds), generator=generator)
+    module = nonlinear(len(units.kinds), generator=generator)
     return MissingModel(Sampled(module), module)
 
 

@@ -173,6 +173,12 @@ class LatentModel:
         """Effective number of importance samples of every row, (b,)."""
         return self._by_parts(rows, lambda weighted: effective_size(weighted.log_weights))
 
+    @torch.inference_mode()
+    def missing_probability(self, rows: np.ndarray) -> np.ndarray:
+        """p(s = 0 | x) of every cell of complete rows (b, d); NaN where there is no factor."""
+        values = torch.from_numpy(self.units.coded(rows)).to(self.decoder.log_scale.dtype)
+        return self.term.log_missing(values).exp().double().numpy()
+
     def _by_parts(self, rows: np.ndarray, of_weighted: OfWeighted) -> np.ndarray:
         parts = self._parts(len(rows), self.n_importance)
         values = [of_weighted(self._weighted(self.batch(rows[part]))) for part in parts]
@@ -295,7 +301,7 @@ def _categorical(
     return Categorical(torch.where(is_category, outputs, -torch.inf), temperature)
 
 
-_PARTS = {
+_PARTS: dict[str, Callable[..., Observation]] = {
     "gaussian": _gaussian,
     "student_t": _student,
     "bernoulli": _bernoulli,

@@ -12,12 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from skbilevel.estimators.column_units import CONTINUOUS, DISTRIBUTIONS
 from skbilevel.estimators.latent_build import Architecture
 from skbilevel.estimators.linear_fit import LINEAR_FITS
-from skbilevel.models.missing_mechanism import WHOLE_ROW
 
 Floats = NDArray[np.floating[Any]]
 
-# Mechanisms of one cell by its own value, and the names of all.
-SELF_MASKING = ("self_masking", "self_masking_known", "censored")
+# Mechanisms of the whole row, and the names of all.
+WHOLE_ROW = ("agnostic", "nonlinear")
 MECHANISMS = (*LINEAR_FITS, *WHOLE_ROW)
 # "auto" for max_iter: iterations of EM, and steps of a network.
 _EM_ITERATIONS, _STEPS = 80, 1000
@@ -56,7 +55,7 @@ class Plan(NamedTuple):
     kinds : tuple of str
         Distribution of every column.
     mechanism : str
-        A key of `LINEAR_FITS` or of `WHOLE_ROW`, or "own".
+        A key of `LINEAR_FITS`, one of `WHOLE_ROW`, or "own".
     own : object
         The user's module or callable for "own".
     side : ndarray of shape (d,) or None
@@ -171,9 +170,9 @@ def sides_of_limits(
         ((given > 0) & (high > limits)) | ((given < 0) & (low < limits)) | (inferred == 0)
     )
     if beyond.any():
+        wrong = [names[int(j)] for j in np.flatnonzero(beyond)]
         raise ValueError(
-            f"Columns {[names[j] for j in np.flatnonzero(beyond)]} have observed values beyond "
-            "limits, where all should be missing."
+            f"Columns {wrong} have observed values beyond limits, where all should be missing."
         )
     if side is None and not known[np.isnan(X).any(axis=0)].all():
         raise ValueError("limits of some columns only need signs for the others.")

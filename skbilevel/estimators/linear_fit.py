@@ -137,9 +137,7 @@ def _with_mechanism(
     table: Table, mechanism: SelfMasking, name: str, loop: Loop, evidence: dict[str, float]
 ) -> LinearFit:
     def fit_of(result: MechanismFit) -> LinearFit:
-        model = LinearModel(
-            result.parameters, result.mechanism, table.center, table.scale, LIMIT
-        )
+        model = LinearModel(result.parameters, result.mechanism, table.center, table.scale, LIMIT)
         return LinearFit(model, name, evidence, result.n_iter, result.converged)
 
     result = fit_self_masked(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from skbilevel.objectives.masking_links import probit_of
 from skbilevel.objectives.normal import NormalParameters, Precision, precision
 from skbilevel.objectives.self_masked_normal import drawn_in_turn
 from skbilevel.objectives.self_masking import SelfMasking
-from skbilevel.objectives.tail_prior import TailPrior, tail_prior, tail_sums
+from skbilevel.objectives.tail_prior import TailPrior, TailSums, tail_prior, tail_sums
 from skbilevel.solvers.ep import cavity
 
 # Draws are made side by side up to this many cells.
@@ -135,13 +135,13 @@ class LinearModel:
     @torch.inference_mode()
     def tail_prior(self, X: np.ndarray, is_hard: np.ndarray) -> TailPrior:
         """The reflection's share and reach, from rows (n, d) and which columns have a limit."""
-        totals = None
-        for block in row_blocks(X):
-            rows = (self.completed(X[block]) - self.center) / self.scale
-            observed = torch.from_numpy((~np.isnan(X[block])).astype(np.float64))
-            sums = tail_sums(torch.from_numpy(rows), observed, self.precision, self.mechanism)
-            totals = sums if totals is None else add(totals, sums)
-        return tail_prior(totals, self.mechanism, torch.from_numpy(is_hard))
+        sums = reduce(add, (self._tail_sums(X[block]) for block in row_blocks(X)))
+        return tail_prior(sums, self.mechanism, torch.from_numpy(is_hard))
+
+    def _tail_sums(self, rows: np.ndarray) -> TailSums:
+        standardized = torch.from_numpy((self.completed(rows) - self.center) / self.scale)
+        observed = torch.from_numpy((~np.isnan(rows)).astype(np.float64))
+        return tail_sums(standardized, observed, self.precision, self.mechanism)
 
 
 def _cell_uniforms(keys: np.ndarray, draw: int, group: RowGroup) -> Tensor:

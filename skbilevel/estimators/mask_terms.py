@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from skbilevel.objectives.importance_weighted import (
     completed,
@@ -53,6 +55,9 @@ class MaskTerm(Protocol):
     ) -> Given:
         """The mask of rows (b, d) and their missing cells, for an observation of codes."""
 
+    def log_missing(self, rows: Tensor) -> Tensor:
+        """log p(s_j = 0 | x) of complete rows (b, d); NaN for cells without a factor."""
+
 
 @dataclass(frozen=True)
 class Ignored:
@@ -66,6 +71,10 @@ class Ignored:
         """No factor, and the cells as decoded."""
         return Given(values.new_zeros(()), observation)
 
+    def log_missing(self, rows: Tensor) -> Tensor:
+        """Not known."""
+        return torch.full_like(rows, torch.nan)
+
 
 @dataclass(frozen=True)
 class Collapsed:
@@ -75,9 +84,12 @@ class Collapsed:
     ----------
     link : callable
         Gives the `Link` of all columns; it may have learnt since the last call.
+    active : Tensor of shape (d,)
+        1 for columns that have a mechanism.
     """
 
     link: Callable[[], Link]
+    active: Tensor
     needs_draws = False
 
     def given(
@@ -87,6 +99,10 @@ class Collapsed:
         link = self.link()
         log_mask = log_mask_given_codes(observation, link, values, mask)
         return Given(log_mask, observation.given_missing(link))
+
+    def log_missing(self, rows: Tensor) -> Tensor:
+        """By each cell's own value."""
+        return torch.where(self.active > 0, self.link().log_missing(rows), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -123,3 +139,7 @@ class Sampled:
         assert uniforms is not None
         rows = completed(observation, values, mask, uniforms[: observation.n_uniforms])
         return Given(log_mask_given_rows(self.log_odds(rows), mask), DrawnCells(rows))
+
+    def log_missing(self, rows: Tensor) -> Tensor:
+        """By all values of the row."""
+        return logsigmoid(self.log_odds(rows))

@@ -135,9 +135,7 @@ def fit_self_masked(
     return result()
 
 
-def _evidence(
-    batches: list[_Rows], parameters: NormalParameters, mechanism: SelfMasking
-) -> float:
+def _evidence(batches: list[_Rows], parameters: NormalParameters, mechanism: SelfMasking) -> float:
     """log p(x_o, s) per row."""
     model = precision(parameters)
     n_rows = sum(len(rows.group.values) for rows in batches)

@@ -33,10 +33,6 @@ def nonlinear(
     return mlp(sizes, generator=generator, activation=activation, zero_last=True, dtype=dtype)
 
 
-# Missing models of the whole row, by name.
-WHOLE_ROW = {"agnostic": agnostic, "nonlinear": nonlinear}
-
-
 def log_odds(ratio: Tensor) -> Tensor:
     """log Phi(t) - log Phi(-t): the probit as the log odds that a logistic function takes."""
     return torch.special.log_ndtr(ratio) - torch.special.log_ndtr(-ratio)

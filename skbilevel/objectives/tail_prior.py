@@ -83,17 +83,20 @@ def tail_sums(
 ) -> TailSums:
     """What `tail_prior` needs of completed rows (b, d); ``observed`` is 1 or 0 a cell."""
     predicted = predicted_within(rows, model, mechanism)
-    over_observed = [predicted, rows, predicted.square(), predicted * rows, rows.square()]
+    n_missing, beyond = excess_sums(rows, observed, mechanism)
     return TailSums(
         observed.sum(0),
-        *((observed * term).sum(0) for term in over_observed),
-        *excess_sums(rows, observed, mechanism),
+        (observed * predicted).sum(0),
+        (observed * rows).sum(0),
+        (observed * predicted.square()).sum(0),
+        (observed * predicted * rows).sum(0),
+        (observed * rows.square()).sum(0),
+        n_missing,
+        beyond,
     )
 
 
-def excess_sums(
-    rows: Tensor, observed: Tensor, mechanism: SelfMasking
-) -> tuple[Tensor, Tensor]:
+def excess_sums(rows: Tensor, observed: Tensor, mechanism: SelfMasking) -> tuple[Tensor, Tensor]:
     """Number and summed excess of the missing cells of every column, (d,) each."""
     missing = 1 - observed
     return missing.sum(0), (missing * excess(rows, mechanism)).sum(0)

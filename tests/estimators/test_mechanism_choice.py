@@ -1,0 +1,249 @@
+"""The choice of a mechanism: planted ones are found, and nothing is found where nothing is."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import expit
+from scipy.stats import norm
+from sklearn.datasets import load_breast_cancer, load_wine
+
+from skbilevel.estimators.mechanism_choice import choose, hard_limits, known_class, known_sign
+from skbilevel.estimators.mechanism_em import NARROWEST, completed_self_masked, fit_self_masked
+from skbilevel.metrics import imputation_rmse
+from skbilevel.numerics.observed import mean_and_deviation
+from skbilevel.numerics.row_groups import StandardizedRows
+
+MASKS = {
+    "mcar": lambda A, U, P: U < 0.4,
+    "mar": lambda A, U, P: expit(2 * P) > U,
+    "above": lambda A, U, P: A > 0,
+    "below": lambda A, U, P: A < -0.2,
+    "soft above": lambda A, U, P: expit(2 * A) > U,
+    "soft below": lambda A, U, P: expit(-2 * A) > U,
+}
+
+
+def correlated(seed=0, n_rows=300, n_columns=6):
+    """Standardised rows of one common factor."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n_rows, 1)) + 0.7 * rng.normal(size=(n_rows, n_columns))
+    return (X - X.mean(axis=0)) / X.std(axis=0)
+
+
+def holes(X, masks, seed=0):
+    """``X`` without the cells that the masks of the first columns, by name, take out."""
+    rng = np.random.default_rng(seed)
+    predictor = X[:, len(masks) :] @ rng.normal(size=(X.shape[1] - len(masks), len(masks)))
+    predictor /= predictor.std(axis=0)
+    uniforms, incomplete = rng.random(X.shape), X.copy()
+    for j, name in enumerate(masks):
+        hidden = MASKS[name](X[:, j], uniforms[:, j], predictor[:, j])
+        incomplete[hidden, j] = np.nan
+    return incomplete
+
+
+def table(X):
+    """What the choice is made from: rows and standardised matrix."""
+    units = mean_and_deviation(X)
+    return StandardizedRows(X, *units), (X - units[0]) / units[1]
+
+
+def chosen(X, seed=0):
+    return choose(*table(X), np.random.RandomState(seed))
+
+
+def parts(mechanism):
+    return [part.numpy() for part in mechanism]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("mask", "name", "side"),
+    [
+        ("mcar", "mar", 0),
+        ("mar", "mar", 0),
+        ("above", "censored", 1),
+        ("below", "censored", -1),
+        ("soft above", "self_masking", 1),
+        ("soft below", "self_masking", -1),
+    ],
+)
+def test_planted_mechanism_is_found(mask, name, side, seed):
+    choice = chosen(holes(correlated(seed), [mask] * 3, seed))
+    assert choice.name == name
+    assert_array_equal(choice.mechanism.side, [side] * 3 + [0] * 3)
+
+
+@pytest.mark.parametrize(("load", "mask"), [(load_breast_cancer, "mar"), (load_wine, "mcar")])
+def test_nothing_is_found_in_skewed_data_that_is_missing_at_random(load, mask):
+    X = load().data[:300, :10]
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    choice = chosen(holes(X, [mask] * 5))
+    assert choice.name == "mar"
+    assert not choice.mechanism.side.any()
+
+
+def test_soft_mechanism_is_learnt():
+    X = correlated(n_rows=1500)
+    rng = np.random.default_rng(1)
+    incomplete = X.copy()
+    incomplete[rng.random(len(X)) < norm.cdf((X[:, 0] - 0.4) / 0.5), 0] = np.nan
+    center, scale = mean_and_deviation(incomplete)
+    choice = chosen(incomplete)
+    _, threshold, width = parts(choice.mechanism)
+    assert choice.name == "self_masking"
+    assert threshold[0] * scale[0] + center[0] == pytest.approx(0.4, abs=0.15)
+    assert width[0] * scale[0] == pytest.approx(0.5, abs=0.15)
+
+
+def test_mirrored_columns_get_the_mirrored_choice():
+    X = holes(correlated(3), ["above", "above", "soft above"], 3)
+    plain, mirrored = chosen(X), chosen(-X)
+    assert plain.name == mirrored.name != "mar"
+    for sign, left, right in zip(
+        (-1, -1, 1), parts(plain.mechanism), parts(mirrored.mechanism), strict=True
+    ):
+        assert_allclose(left, sign * right, atol=1e-6)
+    assert plain.mask_gain == pytest.approx(mirrored.mask_gain, abs=1e-6)
+    swapped = {"above": "below", "below": "above", "own": "own"}
+    for key, gap in plain.gaps.items():
+        kind, _, where = key.rpartition(" ")
+        assert mirrored.gaps[f"{kind} {swapped[where]}".strip()] == pytest.approx(gap, abs=1e-6)
+
+
+def test_every_column_gets_its_own_mechanism():
+    X = holes(correlated(0, 500, 10), ["above", "below", "mcar", "above", "below", "mcar"])
+    choice = chosen(X)
+    assert_array_equal(choice.mechanism.side[:6], [1, -1, 0, 1, -1, 0])
+    assert_array_equal(choice.mechanism.width[[0, 1, 3, 4]], [NARROWEST] * 4)
+    uniform = [gap for key, gap in choice.gaps.items() if key != "own"]
+    assert choice.gaps["own"] > max(uniform)
+
+
+def test_choice_does_not_depend_on_the_units_of_the_columns():
+    X = holes(correlated(4), ["soft above"] * 3)
+    factor, offset = np.array([1e-3, 7.0, 1e4, 1.0, 2.0, 5.0]), np.arange(6.0)
+    plain, moved = chosen(X), chosen(X * factor + offset)
+    for left, right in zip(parts(plain.mechanism), parts(moved.mechanism), strict=True):
+        assert_allclose(left, right, atol=1e-6)
+
+
+def test_binary_column_follows_the_others():
+    X = correlated(10)
+    X[:, 0] = X[:, 0] > 0
+    assert chosen(holes(X, ["mar"] * 3)).name == "mar"
+    assert_array_equal(chosen(holes(X, ["soft above"] * 3)).mechanism.side[:3], 1)
+
+
+def test_outliers_do_not_decide():
+    X = correlated(5)
+    incomplete = holes(X, ["mcar"] * 3)
+    incomplete[:4, 3:] *= 30
+    assert chosen(incomplete).name == "mar"
+    censored = holes(X, ["above"] * 3)
+    censored[:4, 3:] *= 30
+    assert_array_equal(chosen(censored).mechanism.side[:3], 1)
+
+
+def test_long_table_is_judged_by_some_of_its_rows_and_limited_by_all():
+    X = holes(correlated(6, 3000), ["above"] * 3)
+    choice = chosen(X)
+    _, Z = table(X)
+    assert choice.name == "censored"
+    assert_allclose(choice.mechanism.threshold[:3], np.nanmax(Z, axis=0)[:3])
+
+
+def few_missing(X):
+    X[:9, 0] = np.nan
+
+
+def few_observed(X):
+    X[19:, 0] = np.nan
+
+
+def constant(X):
+    X[:, 0] = 1.0
+    X[::2, 0] = np.nan
+
+
+def nothing_missing(X):
+    pass
+
+
+@pytest.mark.parametrize("spoil", [few_missing, few_observed, constant, nothing_missing])
+def test_column_that_tells_nothing_is_missing_at_random(spoil):
+    X = correlated()
+    spoil(X)
+    choice = chosen(X)
+    assert choice == ("mar", choice.mechanism, {}, 0.0)
+    assert not choice.mechanism.side.any()
+    X[:, 1:3] = holes(X[:, [1, 2, 4, 5]], ["above", "above"])[:, :2]
+    assert_array_equal(chosen(X).mechanism.side, [0, 1, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3), (12, 2), (40, 1), (60, 3)])
+def test_small_tables_are_chosen_from(shape):
+    X = np.random.default_rng(0).normal(size=shape)
+    X[len(X) // 2 :, 0] = np.nan
+    choice = chosen(X)
+    assert all(np.isfinite(part).all() for part in parts(choice.mechanism))
+    assert all(np.isfinite(gap) for gap in choice.gaps.values())
+
+
+def test_no_column_is_needed_that_is_complete():
+    X = correlated(7, 300, 4)
+    assert chosen(holes(np.hstack([X, X[:, :1]]), ["mcar"] * 4)[:, :4]).name == "mar"
+    incomplete = holes(np.hstack([X, X[:, :1]]), ["above"] * 4)[:, :4]
+    assert_array_equal(chosen(incomplete).mechanism.side, 1)
+
+
+def test_limit_is_the_largest_or_smallest_observed_value_where_none_is_given():
+    nan = np.nan
+    Z = np.array([[1.0, nan, 0.5, nan], [nan, -2.0, 0.7, 3.0], [-3.0, 4.0, 0.9, 2.0]])
+    side, threshold, width = parts(hard_limits(Z, np.array([1.0, -1.0, 1.0, 0.0])))
+    assert_array_equal(side, [1, -1, 0, 0])
+    assert_array_equal(threshold, [1, -2, 0, 0])
+    assert_array_equal(width, [NARROWEST, NARROWEST, 1, 1])
+    given = hard_limits(Z, 1.0, np.array([nan, 9.0, 9.0, nan]))
+    assert_array_equal(given.side, [1, 1, 0, 1])
+    assert_array_equal(given.threshold, [1, 9, 0, 3])
+    assert_array_equal(given.width, [NARROWEST, 0, 1, NARROWEST])
+
+
+@pytest.mark.parametrize(
+    ("mask", "side"),
+    [("above", 1.0), ("below", -1.0), ("soft above", 1.0), ("soft below", -1.0)],
+)
+def test_slope_is_learnt_where_the_side_is_known(mask, side):
+    X = correlated(8)
+    incomplete = holes(X, [mask] * 3)
+    data, Z = table(incomplete)
+    own = known_sign(data, Z, side, np.random.RandomState(0)).mechanism
+    assert_array_equal(own.side, [side] * 3 + [0.0] * 3)
+    is_soft = own.width[:3].numpy() > 0.1
+    assert is_soft.all() if mask.startswith("soft") else not is_soft.any()
+    fit = fit_self_masked(data, own)
+    completed = completed_self_masked(fit.parameters, own, incomplete, data.center, data.scale)
+    none = fit_self_masked(data, hard_limits(Z, 0.0))
+    at_random = completed_self_masked(
+        none.parameters, none.mechanism, incomplete, data.center, data.scale
+    )
+    observed = ~np.isnan(incomplete)
+    assert imputation_rmse(X, completed, observed) < 0.9 * imputation_rmse(X, at_random, observed)
+
+
+@pytest.mark.parametrize("name", ["censored", "self_masking"])
+def test_sides_are_found_where_the_class_is_known(name):
+    soft = "soft " if name == "self_masking" else ""
+    for where in (["above"] * 3, ["below"] * 3, ["above", "below", "above"]):
+        X = holes(correlated(9, 400), [soft + each for each in where])
+        choice = known_class(*table(X), name, np.random.RandomState(0))
+        assert choice.name == name
+        assert_array_equal(choice.mechanism.side[:3], [1 if w == "above" else -1 for w in where])
+        is_hard = choice.mechanism.width[:3].numpy() == NARROWEST
+        assert is_hard.all() == (name == "censored")
+
+
+def test_known_class_without_a_missing_cell_is_no_mechanism():
+    choice = known_class(*table(correlated()), "censored", np.random.RandomState(0))
+    assert choice.name == "mar" and not choice.mechanism.side.any()

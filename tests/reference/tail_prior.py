@@ -1,0 +1,54 @@
+"""Oracle: the reflection as a prior beyond a hard limit, steps 4 and 5 of the notes' algorithm.
+
+For a column j with side s_j = 1 whose values above b_j are missing; side -1 is the mirror image.
+E is a completed row, L the inverse of the covariance, lam = phi / Phi:
+
+4. Reliability, observed cells only: the leave-one-cell-out mean m and sd of a cell give the
+   prediction p = m - sd lam((b_j - m) / sd), and r_j = clip(corr(p, x), 0, 1).
+5. e = max(E - b_j, 0), A_j = b_j - mean of the observed cells;
+   y = b_j + e (A_j / mean e)^(1 - r_j^2);  imputation = r_j y + (1 - r_j) (b_j + A_j).
+
+The prediction is conditioned in the textbook form, without the cell, and truncated by SciPy.
+"""
+
+import numpy as np
+from scipy.stats import truncnorm
+
+from tests.reference.gaussian import condition
+
+
+def predicted(row, j, location, covariance, side, threshold):
+    """p of cell j of a complete row."""
+    without = row.copy()
+    without[j] = np.nan
+    completed, conditional, _ = condition(without, location, covariance)
+    mean, sd = completed[j], conditional[j, j] ** 0.5
+    if side == 0:
+        return mean
+    limit = (threshold - mean) / sd
+    ends = (-np.inf, limit) if side > 0 else (limit, np.inf)
+    return truncnorm.mean(*ends, loc=mean, scale=sd)
+
+
+def reliability(completed, observed, j, location, covariance, side, threshold):
+    """r_j."""
+    rows = [row for row, seen in zip(completed, observed, strict=True) if seen[j]]
+    guesses = [predicted(row, j, location, covariance, side, threshold) for row in rows]
+    return float(np.clip(np.corrcoef(guesses, [row[j] for row in rows])[0, 1], 0, 1))
+
+
+def reach(completed, observed, j, side, threshold):
+    """A_j."""
+    return side * (threshold - completed[observed[:, j], j].mean())
+
+
+def mean_excess(completed, observed, j, side, threshold):
+    """Mean of e over the missing cells."""
+    return np.mean([max(side * (x - threshold), 0.0) for x in completed[~observed[:, j], j]])
+
+
+def imputed(value, side, threshold, r, A, g):
+    """What a missing cell that the model imputes by ``value`` becomes."""
+    e = max(side * (value - threshold), 0.0)
+    y = threshold + side * e * (A / g) ** (1 - r**2)
+    return r * y + (1 - r) * (threshold + side * A)
