@@ -61,11 +61,16 @@ def network_units(linear: LinearModel, kinds: tuple[str, ...], X: np.ndarray) ->
 
 
 def factor_analysis(covariance: Tensor, n_latent: int) -> FactorAnalysis:
-    """Factors of a correlation matrix: its leading eigenvectors above the mean of the rest."""
+    """Factors of a correlation matrix: its leading eigenvectors above the mean of the rest.
+
+    More factors than columns have loadings of zero.
+    """
     values, vectors = torch.linalg.eigh(covariance)
-    rest = values[:-n_latent]
+    n_used = min(n_latent, len(values))
+    rest = values[:-n_used]
     level = rest.mean() if len(rest) else values.new_zeros(())
-    loadings = vectors[:, -n_latent:] * (values[-n_latent:] - level).clamp(min=1e-3).sqrt()
+    loadings = vectors[:, -n_used:] * (values[-n_used:] - level).clamp(min=1e-3).sqrt()
+    loadings = torch.nn.functional.pad(loadings, (n_latent - n_used, 0))
     noise = (covariance.diagonal() - loadings.square().sum(1)).clamp(min=_LEAST_NOISE**2)
     return FactorAnalysis(torch.zeros(len(noise), dtype=noise.dtype), loadings, noise)
 

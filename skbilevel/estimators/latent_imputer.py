@@ -93,7 +93,7 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         image_shape: tuple[int, int, int] | None = None,
         objective: str = "iwae",
         n_importance: int = 5,
-        n_importance_impute: int = 256,
+        n_importance_impute: int = 128,
         loss: str = "squared_error",
         quantile: float | None = None,
         min_scale: float = 0.1,

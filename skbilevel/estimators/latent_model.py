@@ -44,7 +44,7 @@ from skbilevel.objectives.observation import (
 )
 
 # Tensors of this many numbers are made at a time.
-_NUMBERS_AT_A_TIME = 2**20
+_NUMBERS_AT_A_TIME = 2**19
 # Normals that make a Student-t, roughly.
 _COMPONENTS = 24
 # Uniform numbers are this far from 0 and 1, which float32 can tell from them.

@@ -20,7 +20,7 @@ WHOLE_ROW = ("agnostic", "nonlinear")
 MECHANISMS = (*LINEAR_FITS, *WHOLE_ROW)
 # "auto" for max_iter: iterations of EM, and steps of a network.
 _EM_ITERATIONS, _STEPS = 80, 1000
-_MOST_LATENT = 50
+_ENOUGH_LATENT, _MOST_LATENT = 10, 50
 # A normal of more columns costs more than a network.
 _MOST_WARM = 200
 
@@ -180,10 +180,12 @@ def sides_of_limits(
 
 
 def latent_size(n_latent: int | None, n_columns: int) -> int:
-    """Number of codes: as many as columns less one, up to 10 and half of the columns."""
+    """Number of codes: as many as columns less one, up to 10 and half of the columns; of two
+    columns two, as one code only bends a line."""
     if n_latent is not None:
         return int(n_latent)
-    return max(1, min(n_columns - 1, max(n_columns // 2, 10), _MOST_LATENT))
+    most = max(n_columns // 2, _ENOUGH_LATENT)
+    return min(n_columns, max(2, min(n_columns - 1, most, _MOST_LATENT)))
 
 
 def n_epochs(max_iter: int | str, n_rows: int, batch_size: int) -> int:

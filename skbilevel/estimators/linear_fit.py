@@ -16,15 +16,17 @@ from skbilevel.estimators.block_em import maximum_likelihood
 from skbilevel.estimators.gaussian_choice import Settings, candidate_families, choose
 from skbilevel.estimators.linear_model import NO_LIMIT, LinearModel
 from skbilevel.estimators.mechanism_choice import choose as choose_mechanism
-from skbilevel.estimators.mechanism_choice import hard_limits, known_class, known_sign
+from skbilevel.estimators.mechanism_choice import known_class
 from skbilevel.estimators.mechanism_em import LIMIT, NARROWEST, MechanismFit, fit_self_masked
+from skbilevel.estimators.mechanism_slope import known_sign
+from skbilevel.estimators.mechanism_start import hard_limits
 from skbilevel.numerics.row_groups import StandardizedRows
 from skbilevel.objectives.normal import NormalParameters
 from skbilevel.objectives.self_masking import SelfMasking
 
 # Sites are kept for all rows of a fit, whose memory would grow with them: a normal of a few dozen
 # columns is known to a hundredth of a standard deviation from this many.
-MOST_ROWS = 65_536
+MOST_ROWS = 20_000
 
 OnStep = Callable[[Callable[[], "LinearFit"]], bool]
 

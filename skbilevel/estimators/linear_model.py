@@ -5,7 +5,7 @@ What an estimator keeps of it are arrays; it is made from them again in each cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from skbilevel.estimators.mechanism_em import Settled, group_log_evidence, settled
 from skbilevel.numerics.masked_inverse import masked_cholesky
 from skbilevel.numerics.random import row_uniform
-from skbilevel.numerics.row_groups import RowGroup, row_block, row_blocks, slices
+from skbilevel.numerics.row_groups import RowGroup, row_block, slices
 from skbilevel.objectives.family import add
 from skbilevel.objectives.given_missing import N_UNIFORMS, normal_given_missing
 from skbilevel.objectives.masking_links import probit_of
@@ -26,6 +26,7 @@ from skbilevel.objectives.self_masking import SelfMasking
 from skbilevel.objectives.tail_prior import TailPrior, TailSums, tail_prior, tail_sums
 from skbilevel.solvers.ep import cavity
 
+_ROWS_AT_A_TIME = 4096
 # Draws are made side by side up to this many cells.
 _CELLS_AT_A_TIME = 2**18
 # Draws of a cell that its quantiles are read from.
@@ -70,13 +71,21 @@ class LinearModel:
     @torch.inference_mode()
     def _filled(self, rows: np.ndarray, of_cells: Callable[[Settled], Tensor]) -> np.ndarray:
         filled = np.array(rows, dtype=np.float64)
-        for group, where in row_block(rows, self.center, self.scale).placed():
+        for group, where in self._groups(rows):
             if group.n_missing:
                 given = settled(group, self.precision, self.mechanism, self.limit)
                 columns = group.missing.numpy()
                 cells = of_cells(given).numpy()
                 filled[where, columns] = cells * self.scale[columns] + self.center[columns]
         return filled
+
+    def _groups(self, rows: np.ndarray) -> Iterator[tuple[RowGroup, np.ndarray]]:
+        """Groups of rows, and where their rows stand; a part of the rows after the other, as what
+        a group needs is many times its rows."""
+        for part in slices(len(rows), _ROWS_AT_A_TIME):
+            block = row_block(rows[part], self.center, self.scale)
+            for group, where in block.placed():
+                yield group, where + part.start
 
     def _cell_quantile(self, given: Settled, level: float) -> Tensor:
         """Of evenly spread draws of every cell, from what the rest of its row tells of it."""
@@ -96,7 +105,7 @@ class LinearModel:
     def drawn(self, rows: np.ndarray, keys: np.ndarray, n_draws: int) -> np.ndarray:
         """Rows with missing cells drawn, (n_draws, b, d); ``keys`` (b,) are of `row_keys`."""
         drawn = np.repeat(np.asarray(rows, dtype=np.float64)[np.newaxis], n_draws, axis=0)
-        for group, where in row_block(rows, self.center, self.scale).placed():
+        for group, where in self._groups(rows):
             if group.n_missing:
                 columns = group.missing.numpy()
                 cells = self._cell_draws(group, keys[where], n_draws).numpy()
@@ -121,7 +130,7 @@ class LinearModel:
     def log_densities(self, rows: np.ndarray) -> np.ndarray:
         """log p(x_o, s) per row in nats and in the units of the data, (b,)."""
         values = np.empty(len(rows))
-        for group, where in row_block(rows, self.center, self.scale).placed():
+        for group, where in self._groups(rows):
             sites = settled(group, self.precision, self.mechanism, NO_LIMIT).sites
             values[where] = group_log_evidence(group, sites, self.precision, self.mechanism)
         return values - ~np.isnan(rows) @ np.log(self.scale)
@@ -135,7 +144,8 @@ class LinearModel:
     @torch.inference_mode()
     def tail_prior(self, X: np.ndarray, is_hard: np.ndarray) -> TailPrior:
         """The reflection's share and reach, from rows (n, d) and which columns have a limit."""
-        sums = reduce(add, (self._tail_sums(X[block]) for block in row_blocks(X)))
+        parts = slices(len(X), _ROWS_AT_A_TIME)
+        sums = reduce(add, (self._tail_sums(X[part]) for part in parts))
         return tail_prior(sums, self.mechanism, torch.from_numpy(is_hard))
 
     def _tail_sums(self, rows: np.ndarray) -> TailSums:

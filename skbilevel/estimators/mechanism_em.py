@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from skbilevel.numerics.row_groups import RowGroup, StandardizedRows, row_block
+from skbilevel.numerics.row_groups import RowGroup, StandardizedRows
 from skbilevel.numerics.sites import Normal, Sites
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.normal import (
@@ -143,30 +142,6 @@ def _evidence(batches: list[_Rows], parameters: NormalParameters, mechanism: Sel
         group_log_evidence(rows.group, rows.sites, model, mechanism).sum() for rows in batches
     )
     return sum(float(evidence) for evidence in evidences) / n_rows
-
-
-@torch.inference_mode()
-@single_thread()
-def completed_self_masked(
-    parameters: NormalParameters,
-    mechanism: SelfMasking,
-    X: np.ndarray,
-    center: np.ndarray,
-    scale: np.ndarray,
-    limit: float = LIMIT,
-) -> np.ndarray:
-    """Rows (b, d) of ``X`` with missing cells at E[x | x_o, s], in original units.
-
-    Every row is iterated by itself until its sites have settled.
-    """
-    block, model = row_block(X, center, scale), precision(parameters)
-    rows = np.array(X, dtype=np.float64)
-    for group, where in block.placed():
-        if group.n_missing:
-            mean = settled(group, model, mechanism, limit).marginal.mean.numpy()
-            columns = group.missing.numpy()
-            rows[where, columns] = mean * scale[columns] + center[columns]
-    return rows
 
 
 def _start(group: RowGroup) -> _Rows:

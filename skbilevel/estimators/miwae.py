@@ -44,8 +44,8 @@ class MIWAEImputer(LatentVariableImputer):
         Of every column given the code. Columns of the last two have few values, which need not
         be 0 and 1.
     n_latent : int, default=None
-        Length of the code; None is one less than the columns, but at most 10 or half of the
-        columns, and 50.
+        Length of the code; None is one less than the columns (of two columns: two), but at
+        most 10 or half of the columns, and 50.
     hidden_layer_sizes : int or sequence of int, default=(64,)
         Widths of the hidden layers of encoder and decoder.
     activation : {"silu", "tanh", "relu"}, default="silu"
@@ -57,7 +57,7 @@ class MIWAEImputer(LatentVariableImputer):
         in closed form; with ``n_importance=1`` the latter is the plain variational autoencoder.
     n_importance : int, default=5
         Codes a row in a training step.
-    n_importance_impute : int, default=256
+    n_importance_impute : int, default=128
         Codes a row when rows are imputed, drawn or scored.
     loss : {"squared_error", "absolute_error", "quantile"}, default="squared_error"
         What an imputed value minimises in expectation: it is the mean, the median, or the
@@ -190,8 +190,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         Of every column given the code. Columns of the last two have few values, which need not
         be 0 and 1.
     n_latent : int, default=None
-        Length of the code; None is one less than the columns, but at most 10 or half of the
-        columns, and 50.
+        Length of the code; None is one less than the columns (of two columns: two), but at
+        most 10 or half of the columns, and 50.
     hidden_layer_sizes : int or sequence of int, default=(64,)
         Widths of the hidden layers of encoder and decoder.
     activation : {"silu", "tanh", "relu"}, default="silu"
@@ -203,7 +203,7 @@ class NotMIWAEImputer(LatentVariableImputer):
         in closed form; with ``n_importance=1`` the latter is the plain variational autoencoder.
     n_importance : int, default=5
         Codes a row in a training step.
-    n_importance_impute : int, default=256
+    n_importance_impute : int, default=128
         Codes a row when rows are imputed, drawn or scored.
     loss : {"squared_error", "absolute_error", "quantile"}, default="squared_error"
         What an imputed value minimises in expectation: it is the mean, the median, or the
@@ -320,7 +320,7 @@ class NotMIWAEImputer(LatentVariableImputer):
         image_shape: tuple[int, int, int] | None = None,
         objective: str = "iwae",
         n_importance: int = 5,
-        n_importance_impute: int = 256,
+        n_importance_impute: int = 128,
         loss: str = "squared_error",
         quantile: float | None = None,
         min_scale: float = 0.1,

@@ -13,7 +13,7 @@ from skbilevel.objectives.tail_prior import TailPrior, excess_sums, reflected, w
 
 Complete = Callable[[np.ndarray], np.ndarray]
 # Mean excesses are taken over at most this many rows.
-_MOST_ROWS = 10_000
+_MOST_ROWS = 2_000
 
 
 @dataclass(frozen=True)

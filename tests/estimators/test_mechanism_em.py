@@ -9,7 +9,8 @@ from scipy.stats import multivariate_normal, norm
 from skbilevel import GaussianImputer
 from skbilevel.amputation import ampute
 from skbilevel.datasets import make_correlated_gaussian
-from skbilevel.estimators.mechanism_em import LIMIT, completed_self_masked, fit_self_masked
+from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.estimators.mechanism_em import LIMIT, fit_self_masked
 from skbilevel.metrics import imputation_rmse
 from skbilevel.numerics.observed import mean_and_deviation
 from skbilevel.numerics.row_groups import StandardizedRows
@@ -27,7 +28,7 @@ def mechanism(side, threshold, width):
 def fitted(X, own, limit=LIMIT, **settings):
     units = mean_and_deviation(X)
     fit = fit_self_masked(StandardizedRows(X, *units), own, limit=limit, **settings)
-    return fit, completed_self_masked(fit.parameters, fit.mechanism, X, *units, limit=limit)
+    return fit, LinearModel(fit.parameters, fit.mechanism, *units, limit).completed(X)
 
 
 def limits(X, side):
@@ -128,11 +129,9 @@ def test_rows_are_completed_by_themselves():
     incomplete[::7, :2] = np.nan
     own = limits(incomplete, [1.0, -1.0, 0.0])
     fit, whole = fitted(incomplete, own)
-    units = mean_and_deviation(incomplete)
-    parts = [
-        completed_self_masked(fit.parameters, own, part, *units)
-        for part in (incomplete[:1], incomplete[1:90], incomplete[90:])
-    ]
+    model = LinearModel(fit.parameters, own, *mean_and_deviation(incomplete), LIMIT)
+    blocks = (incomplete[:1], incomplete[1:90], incomplete[90:])
+    parts = [model.completed(block) for block in blocks]
     assert_allclose(np.concatenate(parts), whole, atol=1e-8)
     observed = ~np.isnan(incomplete)
     assert_array_equal(whole[observed], X[observed])
@@ -162,17 +161,17 @@ def test_far_row_is_pulled_onto_the_ellipsoid():
     covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
     parameters = NormalParameters(torch.zeros(2).double(), torch.from_numpy(covariance))
     nothing = mechanism([0.0, 0.0], [0.0, 0.0], [1.0, 1.0])
-    units = (np.zeros(2), np.ones(2))
-    far = completed_self_masked(parameters, nothing, np.array([[np.nan, 40.0]]), *units)
+    model = LinearModel(parameters, nothing, np.zeros(2), np.ones(2), LIMIT)
+    far = model.completed(np.array([[np.nan, 40.0]]))
     assert far[0, 0] == pytest.approx(0.8 * norm.isf(0.001))
     assert far[0, 1] == 40.0
-    near = completed_self_masked(parameters, nothing, np.array([[np.nan, 1.0]]), *units)
+    near = model.completed(np.array([[np.nan, 1.0]]))
     assert near[0, 0] == pytest.approx(0.8)
 
 
 def test_row_with_nothing_observed_gets_the_truncated_mean_of_the_column():
     parameters = NormalParameters(torch.zeros(2).double(), torch.eye(2).double())
     hard = mechanism([1.0, 0.0], [0.5, 0.0], [0.0, 1.0])
-    units = (np.zeros(2), np.ones(2))
-    row = completed_self_masked(parameters, hard, np.full((1, 2), np.nan), *units)
+    model = LinearModel(parameters, hard, np.zeros(2), np.ones(2), LIMIT)
+    row = model.completed(np.full((1, 2), np.nan))
     assert_allclose(row, [[truncated_mean(0.0, 1.0, 0.5, 1.0), 0.0]], atol=1e-9)

@@ -1,4 +1,4 @@
-"""The reflection beyond a limit: the slow oracle, its two ends, and columns that it leaves alone."""
+"""The reflection beyond a limit: the slow oracle, its two ends, and columns left alone."""
 
 import numpy as np
 import pytest
