@@ -17,6 +17,8 @@ __all__ = ["TRUSTED_TYPES", "load", "save"]
 #: The types of this package that a file may hold besides those that skops trusts by itself.
 TRUSTED_TYPES = (
     "skbilevel.estimators.gaussian.GaussianImputer",
+    "skbilevel.estimators.miwae.MIWAEImputer",
+    "skbilevel.estimators.miwae.NotMIWAEImputer",
     "skbilevel.metrics.masked_scorer.MaskedScorer",
 )
 # A file of skops is a zip archive; it ignores members that it does not know.

@@ -6,35 +6,69 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skbilevel import GaussianImputer
+from skbilevel import GaussianImputer, MIWAEImputer, NotMIWAEImputer
 from skbilevel.estimators.imputer import Imputer
 from skbilevel.testing import IMPUTER_CHECKS, all_estimators, check_imputer
 
-VARIANTS = [
+# A network is fitted for one epoch: the checks are about the contract, not about what it learnt.
+FITTED_FAST = [
+    GaussianImputer(),
     GaussianImputer(robust=True),
     GaussianImputer(covariance="factor"),
     GaussianImputer(add_indicator=True, keep_empty_features=True),
+    MIWAEImputer(decoder="linear"),
+    MIWAEImputer(max_iter=1),
+    NotMIWAEImputer(decoder="linear"),
+    NotMIWAEImputer(mechanism="agnostic", max_iter=1),
 ]
+# Their defaults train for seconds in each of some hundred checks.
+FITTED_SLOWLY = [MIWAEImputer(), NotMIWAEImputer()]
+INCOMPLETE = [
+    *(imputer for imputer in FITTED_FAST if not imputer.keep_empty_features),
+    GaussianImputer(shrinkage=0.5, n_jobs=2),
+    NotMIWAEImputer(mechanism="censored", decoder="mlp", max_iter=1),
+]
+
+
+def passes(imputer, name):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dropping features")
+        warnings.filterwarnings("ignore", "Half of the incomplete rows")
+        IMPUTER_CHECKS[name](clone(imputer).set_params(random_state=0))
 
 
 # scikit-learn's checks fit rows that are empty or constant in a column on purpose.
 @pytest.mark.filterwarnings("ignore:Dropping features")
-@parametrize_with_checks([estimator() for _, estimator in all_estimators()] + VARIANTS)
+@parametrize_with_checks(FITTED_FAST)
 def test_estimator_passes_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dropping features")
+@parametrize_with_checks(FITTED_SLOWLY)
+def test_default_network_passes_the_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
 @pytest.mark.parametrize("name", IMPUTER_CHECKS)
-@pytest.mark.parametrize(
-    "imputer",
-    [estimator() for _, estimator in all_estimators() if issubclass(estimator, Imputer)]
-    + [*VARIANTS[:2], GaussianImputer(shrinkage=0.5, n_jobs=2)],
-    ids=repr,
-)
+@pytest.mark.parametrize("imputer", INCOMPLETE, ids=repr)
 def test_imputer_passes_our_checks_on_incomplete_data(imputer, name):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Dropping features")
-        IMPUTER_CHECKS[name](clone(imputer).set_params(random_state=0))
+    passes(imputer, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMPUTER_CHECKS)
+@pytest.mark.parametrize("imputer", FITTED_SLOWLY, ids=repr)
+def test_default_network_passes_our_checks_on_incomplete_data(imputer, name):
+    passes(imputer, name)
+
+
+def test_every_public_imputer_is_put_to_the_checks_with_its_defaults():
+    public = {cls for _, cls in all_estimators() if issubclass(cls, Imputer)}
+    of_defaults = [clone(imputer) for imputer in FITTED_FAST[:1] + FITTED_SLOWLY]
+    assert {type(imputer) for imputer in of_defaults} == public
+    assert all(repr(imputer) == repr(type(imputer)()) for imputer in of_defaults)
 
 
 def test_all_estimators_finds_the_public_estimators():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import expit, ndtr, softmax
-from scipy.stats import norm
+from scipy.stats import norm, truncnorm
 from torch import nn
 
 from skbilevel.estimators.column_units import ColumnUnits, column_units
@@ -135,8 +135,8 @@ def test_loss_is_minus_the_mean_bound_of_the_batch():
         tolerance = 1e-10 if objective == "iwae" else 0.5
         loss = own.loss(batch, noise, None, objective)
         assert loss.item() == pytest.approx(-expected, abs=tolerance)
-    many = torch.randn(20_000, len(X), L, generator=generator(1), dtype=torch.float64)
-    assert own.loss(batch, many, None, "elbo").item() == pytest.approx(-expected, abs=0.01)
+    many = torch.randn(5_000, len(X), L, generator=generator(1), dtype=torch.float64)
+    assert own.loss(batch, many, None, "elbo").item() == pytest.approx(-expected, abs=0.02)
 
 
 def test_rows_are_imputed_drawn_and_scored_by_themselves(monkeypatch):
@@ -225,6 +225,22 @@ def test_mechanism_of_one_missing_cell_gives_the_exact_mean_and_density():
             assert density[i] == pytest.approx(expected, abs=5e-3)
 
 
+def test_draws_of_one_missing_cell_have_its_exact_mean_and_variance():
+    """Beyond a limit far from what the other cells say: codes of equal weight would not do."""
+    limit, n_draws = 2.0, 4000
+    own = model(probit([0.0, 1.0, 0.0, 0.0, 0.0], [0.0, limit, 0.0, 0.0, 0.0], [0.0] * D), 4096)
+    X = rows(3, rate=0.0)[1:]
+    X[:, 1] = np.nan
+    drawn = (own.drawn(X, row_keys(X, seed=4), n_draws)[:, :, 1] - CENTER[1]) / SCALE[1]
+    for cells, row in zip(drawn.T, X, strict=True):
+        mean, covariance, _ = condition((row - CENTER) / SCALE, np.zeros(D), COVARIANCE)
+        sd = covariance[1, 1] ** 0.5
+        exact = truncnorm((limit - mean[1]) / sd, np.inf, loc=mean[1], scale=sd)
+        assert cells.mean() == pytest.approx(exact.mean(), abs=4 * exact.std() / n_draws**0.5)
+        assert cells.var() == pytest.approx(exact.var(), rel=0.2)
+        assert cells.min() > limit - 1e-9
+
+
 def test_collapsed_and_sampled_mechanisms_impute_alike():
     """One integrates over the missing cells, the other draws them, by the same probits."""
     side, threshold, width = tensor([1.0] * D), tensor([0.2] * D), tensor([0.7] * D)
@@ -235,13 +251,13 @@ def test_collapsed_and_sampled_mechanisms_impute_alike():
 
     X = rows(10)
     collapsed = model(probit(side, threshold, width), n_importance=4096)
-    sampled = model(Sampled(log_odds), n_importance=2**15)
+    sampled = model(Sampled(log_odds), n_importance=2**14)
     sizes = sampled.effective_sizes(X)
-    assert sizes.min() > 300
+    assert sizes.min() > 150
     gap = (collapsed.completed(X) - sampled.completed(X)) / SCALE
     error = np.sqrt(COVARIANCE.diagonal() / sizes[:, None])
     assert (np.abs(gap) < 4 * error)[np.isnan(X)].all()
-    assert_allclose(collapsed.log_densities(X), sampled.log_densities(X), atol=0.15)
+    assert_allclose(collapsed.log_densities(X), sampled.log_densities(X), atol=0.2)
     # It is not what ignoring the mask gives.
     assert (np.abs(model().completed(X) - collapsed.completed(X)) / SCALE).max() > 0.3
 

@@ -26,7 +26,7 @@ MASKS = {
 }
 
 
-def correlated(seed=0, n_rows=240, n_columns=5):
+def correlated(seed=0, n_rows=300, n_columns=5):
     """Standardised rows of one common factor."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n_rows, 1)) + 0.7 * rng.normal(size=(n_rows, n_columns))
@@ -85,9 +85,9 @@ def test_planted_mechanism_is_found(mask, name, side, seed):
 
 @pytest.mark.parametrize(("load", "mask"), [(load_breast_cancer, "mar"), (load_wine, "mcar")])
 def test_nothing_is_found_in_skewed_data_that_is_missing_at_random(load, mask):
-    X = load().data[:200, :6]
+    X = load().data[:200, :5]
     X = (X - X.mean(axis=0)) / X.std(axis=0)
-    choice = chosen(holes(X, [mask] * 3))
+    choice = chosen(holes(X, [mask] * 2))
     assert choice.name == "mar"
     assert not choice.mechanism.side.any()
 
@@ -121,16 +121,16 @@ def test_mirrored_columns_get_the_mirrored_choice():
 
 
 def test_every_column_gets_its_own_mechanism():
-    X = holes(correlated(0, 300, 7), ["above", "below", "mcar", "above"])
+    X = holes(correlated(0, n_columns=6), ["above", "below", "mcar"])
     choice = chosen(X)
-    assert_array_equal(choice.mechanism.side[:4], [1, -1, 0, 1])
-    assert_array_equal(choice.mechanism.width[[0, 1, 3]], [NARROWEST] * 3)
+    assert_array_equal(choice.mechanism.side[:3], [1, -1, 0])
+    assert_array_equal(choice.mechanism.width[:2], [NARROWEST] * 2)
     uniform = [gap for key, gap in choice.gaps.items() if key != "own"]
     assert choice.gaps["own"] > max(uniform)
 
 
 def test_choice_does_not_depend_on_the_units_of_the_columns():
-    X = holes(correlated(4), ["soft above"] * 2)
+    X = holes(correlated(4), ["soft above"])
     factor, offset = np.array([1e-3, 7.0, 1e4, 1.0, 2.0]), np.arange(5.0)
     plain, moved = chosen(X), chosen(X * factor + offset)
     for left, right in zip(parts(plain.mechanism), parts(moved.mechanism), strict=True):
@@ -181,7 +181,7 @@ def nothing_missing(X):
 
 @pytest.mark.parametrize("spoil", [few_missing, few_observed, constant, nothing_missing])
 def test_column_that_tells_nothing_is_missing_at_random(spoil):
-    X = correlated()
+    X = correlated(n_rows=200)
     spoil(X)
     choice = chosen(X)
     assert choice == ("mar", choice.mechanism, {}, 0.0)
@@ -243,7 +243,7 @@ def test_slope_is_learnt_where_the_side_is_known(mask, side):
 def test_sides_are_found_where_the_class_is_known(name):
     soft = "soft " if name == "self_masking" else ""
     for where in (["above"] * 2, ["below"] * 2, ["above", "below"]):
-        X = holes(correlated(9), [soft + each for each in where])
+        X = holes(correlated(9, 200), [soft + each for each in where])
         choice = known_class(*table(X), name, np.random.RandomState(0))
         assert choice.name == name
         assert_array_equal(choice.mechanism.side[:2], [1 if w == "above" else -1 for w in where])
