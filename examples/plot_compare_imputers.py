@@ -8,11 +8,14 @@ because of their own value, the upper half of half of the columns (MNAR). Each i
 by its error at the hidden cells, in standard deviations of the complete columns, and by the
 score of a linear model behind it in 5-fold cross-validation.
 
-What to expect: under MCAR and MAR, `GaussianImputer` has the lowest error. Under MNAR every
-method that ignores the mechanism is biased. One line that knows it, the reflection
-``2 * max - mean`` of the observed values, is the bar: it is far ahead on diabetes, and a little
-behind on breast cancer, whose columns tell much of each other. A boosted tree that splits on
-missingness itself needs no imputation, and is the reference for the score.
+What not to expect: that the lowest error has the best score behind it, for the folds differ as
+much as the imputers do; and that a network is worth its time. Under MCAR and MAR,
+`MIWAEImputer` is 2 to 11 percent ahead of `GaussianImputer` and takes many times as long. Under
+MNAR every method that ignores the mechanism is biased. One line that knows it, the reflection
+``2 * max - mean`` of the observed values, is the bar for `NotMIWAEImputer`, which is told nothing
+and has to find the mechanism: on these two sets it does, and is below the bar. Where no column
+predicts another it would not. A boosted tree that splits on missingness itself needs no
+imputation, and is the reference for the score.
 """
 
 import argparse

@@ -129,6 +129,22 @@ def one_hot(values: Tensor, n_categories: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+def values_of(codes: Tensor, units: ColumnUnits) -> Tensor:
+    """`ColumnUnits.decoded` with a gradient; between two codes it interpolates."""
+    center, scale = (torch.from_numpy(part).to(codes) for part in (units.center, units.scale))
+    values = codes * scale + center
+    if units.is_continuous.all():
+        return values
+    columns = []
+    for j, categories in enumerate(units.categories):
+        if len(categories) == 0:
+            columns.append(values[..., j])
+            continue
+        near = 1 - (codes[..., j : j + 1] - torch.arange(len(categories)).to(codes)).abs()
+        columns.append(near.clamp(min=0) @ torch.from_numpy(categories).to(codes))
+    return torch.stack(columns, dim=-1)
+
+
 def widths(n_categories: NDArray[np.int64]) -> NDArray[np.int64]:
     """Columns that `one_hot` makes of each."""
     return np.where(n_categories > 2, n_categories, 1)

@@ -74,7 +74,8 @@ def fit_network(
         pair = random_autoencoder(units, plan.architecture, generator)
     fill = filled_by(model_of_rows, parts)
     model = LatentModel(*pair, missing.term, units, fill, seed, n_importance)
-    log_units = float((~np.isnan(table.X)).mean(axis=0) @ units.log_scale())
+    is_trained_on = ~np.isnan(table.X).all(axis=1)
+    log_units = float((~np.isnan(table.X[is_trained_on])).mean(axis=0) @ units.log_scale())
 
     def fit_of(history: dict[str, list[float]]) -> NetworkFit:
         return NetworkFit(model, missing, parts, [-loss - log_units for loss in history["loss"]])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skbilevel.estimators.column_units import ColumnUnits
+from skbilevel.estimators.column_units import ColumnUnits, values_of
 from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LinearFit, Table
 from skbilevel.estimators.mask_terms import Collapsed, Ignored, MaskTerm, Sampled
@@ -150,9 +150,8 @@ def _nonlinear(
 def _own(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> MissingModel:
     """It takes rows in the units of the data."""
     log_odds = deepcopy(own) if isinstance(own, nn.Module) else own
-    center, scale = (torch.from_numpy(part).float() for part in (units.center, units.scale))
     module = log_odds if isinstance(log_odds, nn.Module) else None
-    return MissingModel(Sampled(lambda rows: log_odds(rows * scale + center)), module)
+    return MissingModel(Sampled(lambda rows: log_odds(values_of(rows, units))), module)
 
 
 FORMS: dict[str, Callable[[MissingStart, Any, ColumnUnits, Any], MissingModel]] = {

@@ -123,7 +123,7 @@ class LatentModel:
         observation = self.observation(codes.values, temperature=_TEMPERATURE)
         given = self.term.given(observation, batch.values, batch.mask, uniforms)
         log_likelihood = log_observed_density(observation, batch.values, batch.mask)
-        log_likelihood = log_likelihood + given.log_mask
+        log_likelihood = log_likelihood + given.log_mask + given.log_fixed
         return -OBJECTIVES[objective](log_likelihood, codes, q).mean()
 
     def completed(self, rows: np.ndarray) -> np.ndarray:
@@ -165,7 +165,9 @@ class LatentModel:
     @torch.inference_mode()
     def log_densities(self, rows: np.ndarray) -> np.ndarray:
         """The bound of log p(x_o, s) per row in nats and in the units of the data, (b,)."""
-        values = self._by_parts(rows, lambda weighted: bound(weighted.log_weights))
+        values = self._by_parts(
+            rows, lambda weighted: bound(weighted.log_weights) + weighted.log_fixed
+        )
         return values - ~np.isnan(rows) @ self.units.log_scale()
 
     @torch.inference_mode()
@@ -207,7 +209,7 @@ class LatentModel:
         log_likelihood = log_observed_density(observation, batch.values, batch.mask)
         given = self.term.given(observation, batch.values, batch.mask, uniforms)
         log_weights = log_likelihood + given.log_mask + codes.log_ratio
-        return _Weighted(codes.values, log_weights, given.cells, uniforms)
+        return _Weighted(codes.values, log_weights, given.cells, uniforms, given.log_fixed)
 
     @cached_property
     def _points(self) -> Tensor:
@@ -256,6 +258,7 @@ class _Weighted(NamedTuple):
     log_weights: Tensor
     cells: Cells
     uniforms: Tensor
+    log_fixed: Tensor
 
 
 OfWeighted = Callable[[_Weighted], Tensor]

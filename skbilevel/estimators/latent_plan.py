@@ -166,9 +166,9 @@ def sides_of_limits(
     low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
     inferred = np.where(high <= limits, 1.0, np.where(low >= limits, -1.0, 0.0))
     given = inferred if side is None else side
-    beyond = known & (
-        ((given > 0) & (high > limits)) | ((given < 0) & (low < limits)) | (inferred == 0)
-    )
+    is_within = np.where(given > 0, high <= limits, low >= limits)
+    is_open = False if side is None else given == 0
+    beyond = known & ~is_within & ~is_open
     if beyond.any():
         wrong = [names[int(j)] for j in np.flatnonzero(beyond)]
         raise ValueError(
@@ -231,6 +231,8 @@ def planned(
     kinds = distributions(imputer.distribution, kept)
     side = known_sides(signs, mechanism, kept)
     known = known_limits(limits, mechanism, kept)
+    # As the table can hold them, so that a value at its limit is not beyond it.
+    known = known.astype(X.dtype).astype(np.float64)
     if mechanism == "censored":
         side = sides_of_limits(X, side, known, names)
     warm = is_warm(imputer.decoder, kinds)

@@ -134,6 +134,8 @@ def fitted_attributes(
     if linear is not None:
         attributes |= _linear_attributes(plan, linear, X)
     if network is not None:
+        if linear is None:
+            attributes |= _start_attributes(network.parts)
         attributes |= _network_attributes(network)
         if linear is not None and (tail := tail_of(attributes["_tail"])) is not None:
             models = (linear.model.completed, network.model.completed)
@@ -188,6 +190,13 @@ def _mechanism_attributes(
         "thresholds_": np.where(side == 0, np.nan, center + scale * threshold),
         "slopes_": np.where(side == 0, np.nan, side * slopes),
     }
+
+
+def _start_attributes(parts: NetworkParts) -> dict[str, Any]:
+    """Of a self-masking mechanism that no linear model has told."""
+    if parts.missing.mechanism is None:
+        return {}
+    return _mechanism_attributes(parts.missing.mechanism, parts.units.center, parts.units.scale)
 
 
 def _learnt_attributes(network: NetworkFit) -> dict[str, Any]:

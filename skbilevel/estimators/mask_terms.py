@@ -17,8 +17,8 @@ from torch.nn.functional import logsigmoid
 
 from skbilevel.objectives.importance_weighted import (
     completed,
-    log_mask_given_codes,
     log_mask_given_rows,
+    sum_where,
 )
 from skbilevel.objectives.masking_links import Link
 from skbilevel.objectives.observation import Observation
@@ -39,10 +39,12 @@ class Cells(Protocol):
 
 
 class Given(NamedTuple):
-    """log p(s | ...) of the mask, (K, b) or 0, and the missing cells."""
+    """log p(s | ...) of the mask, (K, b) or 0; the missing cells; and a part of log p(s | ...) that
+    is the same for all codes, (b,) or 0, which may be -inf."""
 
     log_mask: Tensor
     cells: Cells
+    log_fixed: Tensor
 
 
 class MaskTerm(Protocol):
@@ -69,7 +71,7 @@ class Ignored:
         self, observation: Observation, values: Tensor, mask: Tensor, uniforms: Tensor | None
     ) -> Given:
         """No factor, and the cells as decoded."""
-        return Given(values.new_zeros(()), observation)
+        return Given(values.new_zeros(()), observation, values.new_zeros(()))
 
     def log_missing(self, rows: Tensor) -> Tensor:
         """Not known."""
@@ -97,8 +99,9 @@ class Collapsed:
     ) -> Given:
         """Eq. (a) of `importance_weighted`, and the cells given that they are missing."""
         link = self.link()
-        log_mask = log_mask_given_codes(observation, link, values, mask)
-        return Given(log_mask, observation.given_missing(link))
+        cells = observation.given_missing(link)
+        of_missing = sum_where(cells.log_probability, ~mask)
+        return Given(of_missing, cells, sum_where(link.log_observed(values), mask))
 
     def log_missing(self, rows: Tensor) -> Tensor:
         """By each cell's own value."""
@@ -138,7 +141,8 @@ class Sampled:
         """Eq. (9) at rows completed by draws."""
         assert uniforms is not None
         rows = completed(observation, values, mask, uniforms[: observation.n_uniforms])
-        return Given(log_mask_given_rows(self.log_odds(rows), mask), DrawnCells(rows))
+        log_mask = log_mask_given_rows(self.log_odds(rows), mask)
+        return Given(log_mask, DrawnCells(rows), rows.new_zeros(()))
 
     def log_missing(self, rows: Tensor) -> Tensor:
         """By all values of the row."""

@@ -61,7 +61,7 @@ def total_odds(rows):
 def settings_of(mechanism, decoder="residual"):
     """What a mechanism needs to be told."""
     settings = {"mechanism": mechanism, "decoder": decoder}
-    if mechanism == "self_masking_known" or (mechanism, decoder) == ("censored", "conv"):
+    if mechanism in ("self_masking_known", "censored"):
         settings["signs"] = SIGNS
     if decoder == "conv":
         settings["image_shape"] = (1, 2, 2)
@@ -241,6 +241,15 @@ def test_values_of_float32_may_lie_at_the_limit():
     assert float(incomplete[0, 0]) > 0.4
     imputer = linear(limits=[0.4, np.nan]).fit(incomplete)
     assert np.isfinite(imputer.score(incomplete))
+
+
+def test_without_signs_the_sides_of_limits_are_found_by_evidence():
+    """One for all columns: both of these are missing above a limit."""
+    complete = table(200)[0][:, [0, 1, 3]]
+    incomplete = np.where(complete > [0.4, 6.0, np.inf], np.nan, complete)
+    for factor in (1.0, -1.0):
+        imputer = linear().fit(factor * incomplete)
+        assert_array_equal(imputer.signs_, [factor, factor, 0])
 
 
 def test_estimated_limits_are_the_ends_of_the_observed_values():
