@@ -39,7 +39,7 @@ class Cells(Protocol):
 
 
 class Given(NamedTuple):
-    """log p(s | ...) of the mask, (K, b) or 0; the missing cells; and a part of log p(s | ...) that
+    """log p(s | ...) of the mask, (K, b) or 0; the missing cells; and a part of the former that
     is the same for all codes, (b,) or 0, which may be -inf."""
 
     log_mask: Tensor

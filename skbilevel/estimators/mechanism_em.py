@@ -16,7 +16,6 @@ from skbilevel.numerics.row_groups import RowGroup, StandardizedRows
 from skbilevel.numerics.sites import Normal, Sites
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.normal import (
-    Conditional,
     NormalParameters,
     Precision,
     condition,
@@ -165,27 +164,25 @@ def _pulled_in(group: RowGroup, model: Precision, limit: float) -> RowGroup:
     return projected(group, model, limit) if limit < float("inf") else group
 
 
-def _swept(
-    rows: _Rows, group: RowGroup, model: Precision, mechanism: SelfMasking
-) -> tuple[Conditional, Normal]:
-    """One sweep of the sites of ``rows`` given the values of ``group``, and what follows."""
-    before = marginals(group, condition(group, model, rows.sites), model.location)
-    rows.sites = sweep(before, rows.sites, tilt_of(group, mechanism), _DAMPING)
-    given = condition(group, model, rows.sites)
-    return given, marginals(group, given, model.location)
+def _swept(marginal: Normal, group: RowGroup, sites: Sites, mechanism: SelfMasking) -> Sites:
+    """One sweep of the sites of a group."""
+    return sweep(marginal, sites, tilt_of(group, mechanism), _DAMPING)
 
 
 def _iterate(
     batches: list[_Rows], model: Precision, mechanism: SelfMasking, limit: float
 ) -> tuple[NormalParameters, float]:
-    """One sweep and the M-step; also the largest move of an imputed cell."""
+    """The M-step and one sweep; also the largest move of an imputed cell."""
     n_rows, change = 0, 0.0
     first, second = torch.zeros_like(model.location), torch.zeros_like(model.matrix)
     for rows in batches:
         group = _pulled_in(rows.group, model, limit)
         if group.n_missing:
-            given, marginal = _swept(rows, group, model, mechanism)
+            given = condition(group, model, rows.sites)
+            marginal = marginals(group, given, model.location)
             change = max(change, float((marginal.mean - rows.mean).abs().max()))
+            # For the next iteration: a row is conditioned once in each.
+            rows.sites = _swept(marginal, group, rows.sites, mechanism)
             rows.mean = marginal.mean
         else:
             given = condition(group, model)
@@ -214,12 +211,13 @@ def settled(
     marginal = Normal(rows.mean, rows.mean)
     if group.n_missing == 0:
         return Settled(group, rows.sites, marginal)
-    for _ in range(_MOST_SWEEPS):
-        _, marginal = _swept(rows, group, model, mechanism)
-        change = (marginal.mean - rows.mean).abs().max()
-        rows.mean = marginal.mean
-        if change < _SETTLED:
+    for n_sweeps in range(_MOST_SWEEPS):
+        given = condition(group, model, rows.sites)
+        marginal = marginals(group, given, model.location)
+        if n_sweeps > 0 and (marginal.mean - rows.mean).abs().max() < _SETTLED:
             break
+        rows.sites = _swept(marginal, group, rows.sites, mechanism)
+        rows.mean = marginal.mean
     return Settled(group, rows.sites, marginal)
 
 

@@ -4,7 +4,10 @@ For a column j with side s_j = 1 whose values above b_j are missing; side -1 is 
 E is a completed row, L the inverse of the covariance, lam = phi / Phi:
 
 4. Reliability, observed cells only: the leave-one-cell-out mean m and sd of a cell give the
-   prediction p = m - sd lam((b_j - m) / sd), and r_j = clip(corr(p, x), 0, 1).
+   prediction p = m - sd lam((b_j - m) / sd). The rank u of x is where it stands in that
+   truncated normal, counted from the far end, in 1024 even intervals; D is the distance of
+   Kolmogorov and Smirnov of the ranks from the even distribution, P the limiting probability of
+   a larger one. w = P exp(-(D / .08)^2), r_j = w + (1 - w) clip(corr(p, x), 0, 1).
 5. e = max(E - b_j, 0), A_j = b_j - mean of the observed cells;
    y = b_j + e (A_j / mean e)^(1 - r_j^2);  imputation = r_j y + (1 - r_j) (b_j + A_j).
 
@@ -12,7 +15,7 @@ The prediction is conditioned in the textbook form, without the cell, and trunca
 """
 
 import numpy as np
-from scipy.stats import truncnorm
+from scipy.stats import kstwobign, truncnorm
 
 from tests.reference.gaussian import condition
 
@@ -23,18 +26,44 @@ def predicted(row, j, location, covariance, side, threshold):
     without[j] = np.nan
     completed, conditional, _ = condition(without, location, covariance)
     mean, sd = completed[j], conditional[j, j] ** 0.5
-    if side == 0:
-        return mean
+    return mean if side == 0 else _truncated(mean, sd, side, threshold).mean()
+
+
+def rank(row, j, location, covariance, side, threshold):
+    """u of cell j of a complete row, for a side that is not 0."""
+    without = row.copy()
+    without[j] = np.nan
+    completed, conditional, _ = condition(without, location, covariance)
+    law = _truncated(completed[j], conditional[j, j] ** 0.5, side, threshold)
+    return law.cdf(row[j]) if side > 0 else law.sf(row[j])
+
+
+def _truncated(mean, sd, side, threshold):
     limit = (threshold - mean) / sd
     ends = (-np.inf, limit) if side > 0 else (limit, np.inf)
-    return truncnorm.mean(*ends, loc=mean, scale=sd)
+    return truncnorm(*ends, loc=mean, scale=sd)
 
 
-def reliability(completed, observed, j, location, covariance, side, threshold):
-    """r_j."""
+def correlation(completed, observed, j, location, covariance, side, threshold):
+    """clip(corr(p, x), 0, 1)."""
     rows = [row for row, seen in zip(completed, observed, strict=True) if seen[j]]
     guesses = [predicted(row, j, location, covariance, side, threshold) for row in rows]
     return float(np.clip(np.corrcoef(guesses, [row[j] for row in rows])[0, 1], 0, 1))
+
+
+def trust(completed, observed, j, location, covariance, side, threshold):
+    """w."""
+    rows = [row for row, seen in zip(completed, observed, strict=True) if seen[j]]
+    ranks = [rank(row, j, location, covariance, side, threshold) for row in rows]
+    counts, edges = np.histogram(ranks, bins=1024, range=(0, 1))
+    distance = np.abs(np.cumsum(counts) / len(ranks) - edges[1:]).max()
+    return kstwobign.sf(len(ranks) ** 0.5 * distance) * np.exp(-((distance / 0.08) ** 2))
+
+
+def reliability(*arguments):
+    """r_j."""
+    w = trust(*arguments)
+    return w + (1 - w) * correlation(*arguments)
 
 
 def reach(completed, observed, j, side, threshold):
