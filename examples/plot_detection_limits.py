@@ -7,13 +7,14 @@ limit there, or the limit over the square root of 2. Here seven measured columns
 lose what is below a quantile, and every imputer is judged by its error at the lost cells, by the
 bias of the columns' means, and, where it can draw, by the coverage of its 90 % intervals.
 
-What not to expect. The limit tells where a value is, not how far below: below it nothing was ever
-observed, and the shape of a tail that nobody has seen is an assumption of the model. Nor are
-the field's constants without merit: where few values are lost, and zero is a natural end of the
-scale, they are hard to beat for a column's mean; they cannot give an interval, and make what
-was lost look alike. What ignores the limit, however good at values missing at random, imputes
-values that would have been seen. The data are 178 rows and the lost cells are at exact quantiles:
-differences of a few percent are noise.
+What not to expect. The limit tells where a value is, not how far below: nothing was ever observed
+there, and the shape of that tail is an assumption. A normal with the limit goes too far down on
+these positive, skewed columns, and one of the field's constants, the limit over the square root
+of 2, has the lower error; a normal of the logarithms beats it while less than half is lost, and
+loses to it beyond. What no constant gives is an interval; those of the models are a little
+too narrow, more so of the logarithms, and at 60 % lost. What ignores the limit, however good at
+values missing at random, imputes values that would have been seen. The table has 178 rows, and
+half of the limit is a poor choice here only because these columns end well above zero.
 """
 
 import os
@@ -62,10 +63,24 @@ def contestants(limits):
     return {
         "IterativeImputer": IterativeImputer(random_state=0),
         "GaussianImputer": GaussianImputer(random_state=0),
-        "censored, linear": NotMIWAEImputer(**known, decoder="linear"),
-        "censored": NotMIWAEImputer(**known),
-        "censored, no shrink": NotMIWAEImputer(**known, decoder="linear", tail_prior=None),
+        "censored, linear": NotMIWAEImputer(**known, decoder="linear", max_iter=500),
+        "censored": NotMIWAEImputer(**known, max_iter=20 if quick else "auto"),
+        "censored, logs": OfLogs({**known, "limits": np.log(limits)}),
     }
+
+
+class OfLogs:
+    """A normal of the logarithms; what is imputed is the mean of draws of the values."""
+
+    def __init__(self, known):
+        self.imputer = NotMIWAEImputer(**known, decoder="linear", max_iter=500)
+
+    def fit_transform(self, X):
+        self.imputer.fit(np.log(X))
+        return np.where(np.isnan(X), self.sample(X, n_draws=100).mean(axis=0), X)
+
+    def sample(self, X, n_draws):
+        return np.exp(self.imputer.sample(np.log(X), n_draws=n_draws))
 
 
 def at_limit(X_missing, limits, divisor):
@@ -95,7 +110,7 @@ for share in SHARES:
         rows.append((share, name, error, bias, beyond, coverage))
     shown[share] = imputed
 
-print(f"{'lost':>5s}  {'imputer':20s}{'RMSE':>7s}{'bias':>7s}{'above limit':>13s}{'coverage':>10s}")
+print(f"{'lost':>5s}  {'imputer':20s}{'RMSE':>7s}{'bias':>7s}{'above limit':>13s}{'covered':>10s}")
 for share, name, error, bias, beyond, coverage in rows:
     covered = "-" if np.isnan(coverage) else f"{100 * coverage:.0f} %"
     print(

@@ -83,8 +83,8 @@ IMPUTERS = {
 }
 
 # %%
-# The table. The distance from the ring is the mean of abs(radius - 4.5), which is about .40 for the
-# truth; that of the conditional mean, the imputation with the least squared error, is .61.
+# The table. "Off ring" is the mean of abs(radius - 4.5), about .40 for the truth; that of the
+# conditional mean, the imputation with the least squared error, is .61.
 
 
 def distance(points):
@@ -117,7 +117,8 @@ for design, (X, X_missing, mask) in DESIGNS.items():
 # fills it.
 
 figure, axes = plt.subplots(4, 4, figsize=(13, 13), layout="constrained")
-for (design, (X, X_missing, mask)), grid in zip(DESIGNS.items(), (axes[:2], axes[2:]), strict=True):
+for design, grid in zip(DESIGNS, (axes[:2], axes[2:]), strict=True):
+    X, X_missing, mask = DESIGNS[design]
     hit = ~mask[:, 0]
     names = list(IMPUTERS[design])
     draw = IMPUTERS[design][names[-1]].sample(X_missing, n_draws=1)[0]

@@ -226,9 +226,7 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         """Missing cells at what the loss asks for."""
         if self.loss == "squared_error":
             return model.completed
-        level = 0.5 if self.loss == "absolute_error" else self.quantile
-        if level is None:
-            raise ValueError("loss='quantile' needs quantile, a number between 0 and 1.")
+        level = 0.5 if self.loss == "absolute_error" or self.quantile is None else self.quantile
         return lambda rows: model.quantile(rows, level)
 
     def _drawer(self, n_draws: int) -> RowDrawer:

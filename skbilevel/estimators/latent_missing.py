@@ -15,7 +15,7 @@ from skbilevel.estimators.column_units import ColumnUnits, values_of
 from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LinearFit, Table
 from skbilevel.estimators.mask_terms import Collapsed, Ignored, MaskTerm, Sampled
-from skbilevel.estimators.mechanism_choice import hard_limits
+from skbilevel.estimators.mechanism_start import hard_limits
 from skbilevel.models.missing_mechanism import SelfMaskingModel, agnostic, nonlinear
 from skbilevel.objectives.masking_links import Link, LogitLink, ProbitLink, probit_of
 from skbilevel.objectives.self_masking import SelfMasking

@@ -70,6 +70,8 @@ class Plan(NamedTuple):
         Whether a linear model is fitted at all.
     em_iterations : int
     has_tail_prior : bool
+    ignores_mask : bool
+        Whether there is nothing to be told of a mechanism.
     """
 
     kinds: tuple[str, ...]
@@ -83,6 +85,7 @@ class Plan(NamedTuple):
     is_warm: bool
     em_iterations: int
     has_tail_prior: bool
+    ignores_mask: bool
 
     @property
     def n_steps(self) -> int:
@@ -228,6 +231,8 @@ def planned(
     ``names`` are those of the columns, for messages.
     """
     kept = ~imputer.empty_features_
+    if imputer.loss == "quantile" and imputer.quantile is None:
+        raise ValueError("loss='quantile' needs quantile, a number between 0 and 1.")
     kinds = distributions(imputer.distribution, kept)
     side = known_sides(signs, mechanism, kept)
     known = known_limits(limits, mechanism, kept)
@@ -251,6 +256,7 @@ def planned(
         warm,
         em_iterations(imputer.max_iter, is_all),
         getattr(imputer, "tail_prior", None) is not None,
+        not hasattr(imputer, "mechanism"),
     )
 
 

@@ -121,6 +121,12 @@ def parts_of(state: dict[str, Any]) -> NetworkParts:
     )
 
 
+# What is found is a self-masking mechanism, whether or not its signs were known.
+_NAMES = {"self_masking_known": "self_masking"}
+# What `MIWAEImputer` has no use for.
+_OF_MECHANISM = ("mechanism_", "signs_", "thresholds_", "slopes_", "evidence_", "reliability_")
+
+
 def fitted_attributes(
     plan: Plan, linear: LinearFit | None, network: NetworkFit | None, X: np.ndarray
 ) -> dict[str, Any]:
@@ -129,7 +135,7 @@ def fitted_attributes(
         "_linear": None,
         "_network": None,
         "_tail": None,
-        "mechanism_": plan.mechanism,
+        "mechanism_": _NAMES.get(plan.mechanism, plan.mechanism),
     }
     if linear is not None:
         attributes |= _linear_attributes(plan, linear, X)
@@ -141,7 +147,8 @@ def fitted_attributes(
             models = (linear.model.completed, network.model.completed)
             prior = TailImputation(linear.model, tail, *models).fitted_prior(X)
             attributes["_tail"] = tail_state(prior)
-    return attributes
+    hidden = _OF_MECHANISM if plan.ignores_mask else ()
+    return {name: value for name, value in attributes.items() if name not in hidden}
 
 
 def _network_attributes(network: NetworkFit) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from skbilevel.estimators.mechanism_candidates import (
 from skbilevel.estimators.mechanism_em import NARROWEST, MechanismFit, fit_self_masked
 from skbilevel.estimators.mechanism_start import hard_limits, normal_limits, self_masking
 from skbilevel.numerics.row_groups import StandardizedRows
-from skbilevel.objectives.mask_evidence import told_by_the_others
-from skbilevel.objectives.normal import precision
+from skbilevel.objectives.normal import left_out, precision
 from skbilevel.objectives.self_masking import SelfMasking, log_probability_terms
 from skbilevel.solvers.separable_newton import Quadratic, newton_step
 
@@ -80,7 +79,7 @@ def _with_shared_width(Z: np.ndarray, side: np.ndarray, width: float) -> Mechani
 def _learnt_thresholds(Z: np.ndarray, fit: MechanismFit) -> torch.Tensor:
     values, missing = torch.from_numpy(Z), torch.from_numpy(Z).isnan()
     rows, model = torch.from_numpy(completed(Z, fit)), precision(fit.parameters)
-    mean, variance = told_by_the_others(rows, model)
+    mean, variance = left_out(rows, model)
     location = mean.where(missing, values).reshape(-1)
     spread = variance.where(missing, 0.0).reshape(-1)
     side = fit.mechanism.side * torch.where(missing, 1.0, -1.0)

@@ -99,7 +99,8 @@ class MIWAEImputer(LatentVariableImputer):
     n_latent_ : int
         Length of the code; only with a network.
     history_ : dict of str to list of float
-        "bound", the mean bound of each epoch per row in nats, in the units of the data.
+        "bound", the mean bound of each epoch per row in nats, in the units of the data; empty
+        where the normal is all.
     n_iter_ : int
         Epochs, or iterations of EM.
     converged_ : bool
@@ -156,7 +157,8 @@ class NotMIWAEImputer(LatentVariableImputer):
           Limits that are not in ``limits`` are the largest, or smallest, observed values; signs
           that are not in ``signs`` are chosen by evidence.
         - "self_masking_known": a probit of the value, with ``signs`` given.
-        - "self_masking": the same with signs chosen by evidence.
+        - "self_masking": the same with signs chosen by evidence, or learnt with the network
+          where no linear model is fitted.
         - "auto": one of the above, or a mixture by column, where the evidence is clear, else
           "mar". It compares linear models, for up to 200 continuous columns.
         - "agnostic", "nonlinear": logistic in all values of the row, directly or through a
@@ -247,8 +249,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         Slope a_j of the probit (or of the log odds), per unit of the column; NaN for none. A
         limit is infinitely steep, one that is estimated nearly so.
     evidence_ : dict of str to float
-        Gain of each candidate over missing at random, in nats per missing cell; empty where
-        nothing was compared.
+        Gain of each candidate over missing at random at constant rates, in nats per missing
+        cell; empty where nothing was compared.
     reliability_ : ndarray of shape (n_fitted,)
         How well the others predict each column on its observed cells, as far as the tail prior
         goes by it; 1 leaves a column alone.
@@ -261,7 +263,8 @@ class NotMIWAEImputer(LatentVariableImputer):
     n_latent_ : int
         Length of the code; only with a network.
     history_ : dict of str to list of float
-        "bound", the mean bound of each epoch per row in nats, in the units of the data.
+        "bound", the mean bound of each epoch per row in nats, in the units of the data; empty
+        where the normal is all.
     n_iter_ : int
         Epochs, or iterations of EM.
     converged_ : bool

@@ -5,31 +5,25 @@ symbol                  code name       shape       meaning
 ======================  ==============  ==========  ======================================
 s_ij                    missing         (n, d)      True where a cell is missing
 q_j                     rate            (d,)        share of missing cells of column j
-mu, P                   location,       (d,),       the normal and its precision
-                        matrix          (d, d)
-e                       residual        (n, d)      completed row less the location
-m_ij, v_j               mean,           (n, d),     a cell as the others of its row tell it
-                        variance        (d,)
+m_ij, v_j               mean,           (n, d)      a cell as the others of its row tell it
+                        variance
 ======================  ==============  ==========  ======================================
 
 If the cells of a column are missing at a constant rate ::
 
     log p(s_j) = sum_i s_ij log q_j + (1 - s_ij) log(1 - q_j)                     (1)
 
-Without its own value a cell of the normal is N(m_ij, v_j) ::
+Without its own value a cell of the normal is N(m_ij, v_j), see `left_out`, where missing cells of
+the others stand at their means. Such a cell is missing, or observed, with the probability of
+eq. (2) of `self_masking`, from which the insight of a mechanism is ::
 
-    m_ij = x_ij - v_j (P e_i)_j,  v_j = 1 / P_jj                                  (2)
-
-where missing cells of the others stand at their means. Such a cell is missing, or observed, with
-the probability of eq. (2) of `self_masking`, from which the insight of a mechanism is ::
-
-    sum_i log p(s_ij | m_ij, v_j) - log p(s_j)                                    (3)
+    sum_i log p(s_ij | m_ij, v_j) - log p(s_j)                                    (2)
 """
 
 import torch
 from torch import Tensor
 
-from skbilevel.objectives.normal import Precision
+from skbilevel.objectives.normal import Precision, left_out
 from skbilevel.objectives.self_masking import SelfMasking, tilted
 
 _LEAST = 1e-12
@@ -43,14 +37,8 @@ def log_mask_at_rates(missing: Tensor) -> Tensor:
     return n_missing * rate.log() + (len(missing) - n_missing) * torch.log1p(-rate)
 
 
-def told_by_the_others(rows: Tensor, model: Precision) -> tuple[Tensor, Tensor]:
-    """Eq. (2) of every cell of completed rows (n, d)."""
-    variance = 1 / model.matrix.diagonal()
-    return rows - (rows - model.location) @ model.matrix * variance, variance
-
-
 def insight(rows: Tensor, missing: Tensor, model: Precision, mechanism: SelfMasking) -> Tensor:
-    """Eq. (3) of every column in nats, (d,), from completed rows (n, d); 0 for a side of 0."""
+    """Eq. (2) of every column in nats, (d,), from completed rows (n, d); 0 for a side of 0."""
     own = mechanism._replace(side=mechanism.side.where(missing, -mechanism.side))
-    told = tilted(*told_by_the_others(rows, model), own).log_probability.sum(0)
+    told = tilted(*left_out(rows, model), own).log_probability.sum(0)
     return mechanism.side.abs() * (told - log_mask_at_rates(missing))

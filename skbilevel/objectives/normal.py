@@ -47,7 +47,7 @@ from skbilevel.numerics.masked_inverse import (
 )
 from skbilevel.numerics.pattern_sums import PatternSums
 from skbilevel.numerics.row_groups import RowGroup
-from skbilevel.numerics.sites import Sites
+from skbilevel.numerics.sites import Normal, Sites
 from skbilevel.numerics.symmetric import symmetric_exp, symmetric_log
 from skbilevel.objectives.family import FirstEstimate, Parameters, add, pack, unpack
 
@@ -151,6 +151,14 @@ def completed(group: RowGroup, model: Precision) -> Tensor:
         solution = masked_solve(model.matrix, group.missing, rhs)
         residual.view(-1).index_copy_(0, cells, -solution.reshape(-1))
     return residual + model.location
+
+
+def left_out(rows: Tensor, model: Precision) -> Normal:
+    """Every cell of completed rows (b, d) as the others of its row tell it, (P e)_j taken off:
+    x_j - (P e)_j / P_jj, with variance 1 / P_jj."""
+    variance = 1 / model.matrix.diagonal()
+    mean = rows - (rows - model.location) @ model.matrix * variance
+    return Normal(mean, variance.expand_as(mean))
 
 
 def log_normal(n_observed: Tensor | int, log_det: Tensor, distance: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ symbol                  code name       shape       meaning
 ======================  ==============  ==========  ======================================
 s_j, b_j                side,           (d,)        values of column j beyond b_j are missing:
                         threshold                   above it for side 1, below it for -1
-P                       matrix          (d, d)      precision of the normal
-e                       residual        (b, d)      completed row less the location
 lambda                  `hazard`        any         phi(t) / Phi(t)
 p_ij                    predicted       (b, d)      an observed cell, as the others tell it
 u_ij                    rank            (b, d)      where an observed cell stands among what
@@ -24,7 +22,7 @@ as far beyond the limit as the observed ones lie within, the reflection ``b_j + 
 mixed in by how little the column is predicted on its observed cells, where that can be seen. The
 prediction leaves the cell out and knows of the limit, as that of a missing cell does::
 
-    m = x_ij - (P e)_j / P_jj,  v = 1 / P_jj                                      (1)
+    m, v  of the cell as the others of its row tell it, `left_out`                (1)
     p_ij = E[x | x within b_j],  x ~ N(m, v)                                      (2)
     u_ij = P(x <= x_ij | x within b_j)  for side 1, P(x >= x_ij | ...) for -1     (3)
     r_j = w_j + (1 - w_j) max(0, corr(p_ij, x_ij)),
@@ -48,7 +46,7 @@ from scipy.special import kolmogorov
 from torch import Tensor
 
 from skbilevel.numerics.sites import Normal
-from skbilevel.objectives.normal import Precision
+from skbilevel.objectives.normal import Precision, left_out
 from skbilevel.objectives.self_masking import SelfMasking, log_normal_cdf, tilted
 
 # Chosen with the form of (4) and (5) on twenty tables whose values were hidden beyond the mean or
@@ -78,13 +76,6 @@ class TailSums(NamedTuple):
     rank_counts: Tensor
     n_missing: Tensor
     excess: Tensor
-
-
-def left_out(rows: Tensor, model: Precision) -> Normal:
-    """Eq. (1) of every cell of completed rows (b, d)."""
-    diagonal = model.matrix.diagonal()
-    mean = rows - ((rows - model.location) @ model.matrix) / diagonal
-    return Normal(mean, (1 / diagonal).expand_as(mean))
 
 
 def predicted_within(cells: Normal, mechanism: SelfMasking) -> Tensor:

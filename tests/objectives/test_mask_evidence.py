@@ -6,8 +6,8 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import bernoulli, norm
 
-from skbilevel.objectives.mask_evidence import insight, log_mask_at_rates, told_by_the_others
-from skbilevel.objectives.normal import NormalParameters, precision
+from skbilevel.objectives.mask_evidence import insight, log_mask_at_rates
+from skbilevel.objectives.normal import NormalParameters, left_out, precision
 from skbilevel.objectives.self_masking import SelfMasking
 from tests.reference.gaussian import condition
 
@@ -40,13 +40,13 @@ def test_mask_that_is_the_same_in_all_rows_is_certain(is_missing):
 
 def test_cell_is_told_by_its_distribution_given_the_others():
     rows, _ = table()
-    mean, variance = told_by_the_others(torch.from_numpy(rows), model())
+    mean, variance = left_out(torch.from_numpy(rows), model())
     for i, j in np.ndindex(rows.shape):
         row = rows[i].copy()
         row[j] = np.nan
         expected, conditional, _ = condition(row, LOCATION, COVARIANCE)
         assert mean[i, j] == pytest.approx(expected[j], abs=1e-12)
-        assert variance[j] == pytest.approx(conditional[j, j], abs=1e-12)
+        assert variance[i, j] == pytest.approx(conditional[j, j], abs=1e-12)
 
 
 def test_insight_is_the_log_probability_of_the_mask_over_that_at_its_rate():

@@ -6,13 +6,12 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skbilevel.objectives.family import add
-from skbilevel.objectives.normal import NormalParameters, precision
+from skbilevel.objectives.normal import NormalParameters, left_out, precision
 from skbilevel.objectives.self_masking import SelfMasking
 from skbilevel.objectives.tail_prior import (
     TailPrior,
     excess,
     excess_sums,
-    left_out,
     predicted_within,
     ranks,
     reflected,
