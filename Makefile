@@ -39,6 +39,7 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.bench
 	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench_contract.py
 	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench_gaussian.py $(DATA)
+	$(ONE_THREAD) $(BIN)/python examples/benchmarks/bench_not_at_random.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist results docs/_build docs/gallery docs/api/generated

@@ -131,7 +131,7 @@ axes[0].legend(fontsize=8)
 share, column = SHARES[len(SHARES) // 2], 6
 X_missing, mask, limits = detected(share)
 lost = ~mask[:, column]
-for name in ("limit / 2", "IterativeImputer", "censored, linear", "censored"):
+for name in ("limit / sqrt(2)", "IterativeImputer", "censored", "censored, logs"):
     values = shown[share][name][0][lost, column]
     axes[1].plot(X[lost, column], values, ".", label=name)
 ends = np.array([X[lost, column].min(), limits[column]])

@@ -148,12 +148,29 @@ GAUSSIAN_ROWS = {
     "known sign, linear": not_miwae(**KNOWN, decoder="linear"),
     "known sign": not_miwae(**KNOWN),
 }
+# A decoder with two codes and bends; draws of the last row know the sector that is missing.
+BENT: dict[str, Any] = {
+    "n_latent": 2,
+    "hidden_layer_sizes": (64, 64),
+    "activation": "tanh",
+    "n_importance": 20,
+    "batch_size": 128,
+    "max_iter": 150,
+}
 RING_ROWS = {
     **PEERS,
-    "MIWAE, mlp decoder": miwae(decoder="mlp"),
     "agnostic": not_miwae(mechanism="agnostic"),
     "nonlinear": not_miwae(mechanism="nonlinear"),
     "auto": not_miwae(),
+    "MIWAE, bent": miwae(**BENT),
+    "nonlinear, bent": not_miwae(mechanism="nonlinear", **BENT),
+    "told sector, bent": not_miwae(
+        mechanism=lambda rows: (
+            10 * (rows[..., 1:] - rows[..., :1].abs()) * rows.new_tensor([1, 0])
+            - rows.new_tensor([0, 20])
+        ),
+        **BENT,
+    ),
 }
 CALIBRATION_ROWS = {
     "MIWAE, linear": miwae(decoder="linear"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from skbilevel.estimators.latent_model import Batch, LatentModel
 from skbilevel.estimators.latent_parts import NetworkParts, filled_by
 from skbilevel.estimators.latent_plan import Plan, TrainingSettings
 from skbilevel.estimators.linear_fit import LINEAR_FITS, Knowledge, LinearFit, Loop, OnStep, Table
+from skbilevel.estimators.mask_terms import Ignored, MaskTerm
 from skbilevel.models.latent_variable import DECODERS
 from skbilevel.numerics.row_groups import row_blocks, slices
 from skbilevel.solvers.result import SolverResult
@@ -27,8 +29,6 @@ from skbilevel.solvers.training import ParameterGroup, Schedule, train
 
 # Blocks of a table of up to this many bytes are prepared once.
 _KEPT_BYTES = 2**24
-# Observed cells are trained on within this many standard deviations.
-_FAR = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def fit_network(
     units = _units(plan, linear, table)
     start = missing_start(plan, linear, table, units)
     missing = missing_model(start, plan.own, units, generator)
-    means = np.nanmean(units.coded(table.X), axis=0)
+    means = np.zeros(len(plan.kinds))
+    if linear is None:
+        means = np.nanmean(units.coded(table.X), axis=0)
     parts = NetworkParts(plan.architecture, units, means, start, seed, n_importance)
     model_of_rows = None if linear is None else linear.model
     if linear is not None and DECODERS[plan.architecture.decoder][0]:
@@ -74,8 +76,9 @@ def fit_network(
         pair = random_autoencoder(units, plan.architecture, generator)
     fill = filled_by(model_of_rows, parts)
     model = LatentModel(*pair, missing.term, units, fill, seed, n_importance)
-    is_trained_on = ~np.isnan(table.X).all(axis=1)
-    log_units = float((~np.isnan(table.X[is_trained_on])).mean(axis=0) @ units.log_scale())
+    X = trained_rows(table.X, missing.term)
+    n_observed = sum((~np.isnan(X[block])).sum(axis=0) for block in row_blocks(X))
+    log_units = float(n_observed @ units.log_scale()) / len(X)
 
     def fit_of(history: dict[str, list[float]]) -> NetworkFit:
         return NetworkFit(model, missing, parts, [-loss - log_units for loss in history["loss"]])
@@ -83,12 +86,18 @@ def fit_network(
     result = train_model(
         model,
         missing.module,
-        table.X,
+        X,
         plan.training,
         generator,
         lambda history: on_epoch(fit_of(history)),
     )
     return fit_of(result.history)
+
+
+def trained_rows(X: np.ndarray, term: MaskTerm) -> np.ndarray:
+    """Rows (n, d) that have something to tell: where nothing is observed only the mask does."""
+    is_empty = np.concatenate([np.isnan(X[block]).all(axis=1) for block in row_blocks(X)])
+    return X[~is_empty] if isinstance(term, Ignored) and is_empty.any() else X
 
 
 def _units(plan: Plan, linear: LinearFit | None, table: Table) -> ColumnUnits:
@@ -113,16 +122,23 @@ def train_model(
 
     def loss(batch: Batch) -> Tensor:
         shape = (settings.n_importance, len(batch.values))
-        noise = torch.randn(*shape, model.encoder.n_latent, generator=generator)
+        own: Any = {"generator": generator, "dtype": batch.values.dtype}
+        noise = torch.randn(*shape, model.encoder.n_latent, **own)
         uniforms = None
         if model.term.needs_draws:
             size = (model.n_per_cell, *shape, batch.values.shape[1])
-            uniforms = torch.rand(size, generator=generator).clamp(1e-6, 1 - 1e-6)
+            uniforms = torch.rand(size, **own).clamp(1e-6, 1 - 1e-6)
         return model.loss(batch, noise, uniforms, settings.objective)
 
     schedule = Schedule(settings.n_epochs, rows.n_batches, settings.learning_rate)
     groups = parameter_groups(model, missing, settings.weight_decay)
-    return train(loss, rows.epoch, groups, schedule, on_epoch)
+    try:
+        return train(loss, rows.epoch, groups, schedule, on_epoch)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"Training has diverged: {error}; lower learning_rate, or look at what a missing "
+            "model of your own returns."
+        ) from error
 
 
 def parameter_groups(
@@ -166,8 +182,4 @@ class _TrainingRows:
                 yield Batch(block.values[order[part]], block.mask[order[part]])
 
     def _prepared(self, block: slice) -> Batch:
-        rows = self._X[block]
-        batch = self._model.batch(rows[~np.isnan(rows).all(axis=1)])
-        is_far = torch.from_numpy(self._model.units.is_continuous) & batch.mask
-        near = torch.where(is_far, batch.values.clamp(-_FAR, _FAR), batch.values)
-        return Batch(near, batch.mask)
+        return self._model.near(self._model.batch(self._X[block]))

@@ -25,7 +25,7 @@ from skbilevel.estimators.column_units import DISTRIBUTIONS
 from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.estimators.latent_fit import NetworkFit, fit_linear, fit_network
 from skbilevel.estimators.latent_model import OBJECTIVES, LatentModel
-from skbilevel.estimators.latent_plan import Plan
+from skbilevel.estimators.latent_plan import Plan, checked_quantile
 from skbilevel.estimators.latent_state import (
     fitted_attributes,
     linear_of,
@@ -46,6 +46,7 @@ from skbilevel.numerics.threads import single_thread
 _AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
 _FROM_0 = Interval(Real, 0, None, closed="left")
+LOSSES = ("squared_error", "absolute_error", "quantile")
 # Importance sampling that rests on fewer samples than this, in the median row, is warned of.
 _FEWEST_EFFECTIVE = 5.0
 _ROWS_FOR_ESS = 1000
@@ -65,7 +66,7 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         "objective": [StrOptions(set(OBJECTIVES))],
         "n_importance": [_AT_LEAST_1],
         "n_importance_impute": [_AT_LEAST_1],
-        "loss": [StrOptions({"squared_error", "absolute_error", "quantile"})],
+        "loss": [StrOptions(set(LOSSES))],
         "quantile": [None, Interval(Real, 0, 1, closed="neither")],
         "min_scale": [_ABOVE_0],
         "batch_size": [_AT_LEAST_1],
@@ -169,7 +170,7 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         if plan.is_warm:
             table = Table(subsample(incomplete, rng), *units)
             linear = self._fit_linear(plan, table, rng, report)
-        if plan.architecture is not None:
+        if plan.architecture is not None and not (linear is not None and report.stopped):
             network = self._fit_network(plan, linear, Table(incomplete, *units), report)
         fitted = fitted_attributes(plan, linear, network, incomplete)
         self.__dict__.update(fitted)
@@ -202,14 +203,14 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
                 ConvergenceWarning,
             )
         network = self._fitted_network()
-        rows = X[:: -(-len(X) // _ROWS_FOR_ESS)]
-        rows = rows[np.isnan(rows).any(axis=1)]
+        index = np.flatnonzero(np.isnan(X).any(axis=1))
+        rows = X[index[:: max(1, -(-len(index) // _ROWS_FOR_ESS))]]
         if network is None or len(rows) == 0:
             return
         size = float(np.median(network.effective_sizes(rows)))
         if size < _FEWEST_EFFECTIVE:
             warn_user(
-                f"Half of the incomplete rows rest on fewer than {size:.1f} effective importance "
+                f"Half of the incomplete rows rest on at most {size:.1f} effective importance "
                 "samples; increase n_importance_impute, or train longer by max_iter. "
                 "effective_sample_size(X) tells it by row."
             )
@@ -224,9 +225,11 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
 
     def _filler(self, model: LatentModel | LinearModel) -> RowCompleter:
         """Missing cells at what the loss asks for."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be of {LOSSES}, got {self.loss!r}.")
         if self.loss == "squared_error":
             return model.completed
-        level = 0.5 if self.loss == "absolute_error" or self.quantile is None else self.quantile
+        level = 0.5 if self.loss == "absolute_error" else checked_quantile(self)
         return lambda rows: model.quantile(rows, level)
 
     def _drawer(self, n_draws: int) -> RowDrawer:
@@ -279,7 +282,8 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
 
         A higher bound is no promise of a lower error of the imputation: to choose by that, hide
         cells with `skbilevel.metrics.make_masked_scorer`. Bounds of log p(x_o) and of
-        log p(x_o, s) are not comparable: the latter also pays for the mask.
+        log p(x_o, s) are not comparable: the latter also pays for the mask. It is -inf if a
+        value is observed beyond a known limit.
 
         Parameters
         ----------
@@ -307,7 +311,8 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         Returns
         -------
         ndarray of shape (n_samples,), float64
-            Between 1 and ``n_importance_impute``; infinite where nothing is sampled.
+            Between 1 and ``n_importance_impute``; infinite for the normal, which samples
+            nothing.
         """
         check_is_fitted(self)
         X = self._incomplete(X)

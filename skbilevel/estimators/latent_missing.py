@@ -149,7 +149,13 @@ def _nonlinear(
 
 def _own(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> MissingModel:
     """It takes rows in the units of the data."""
-    log_odds = deepcopy(own) if isinstance(own, nn.Module) else own
+    if not callable(own):
+        raise ValueError(
+            "The imputer was fitted with a missing model of your own, but mechanism has been "
+            "changed since; set it again."
+        )
+    # Dropout and its like would make what is imputed depend on the call and the batch.
+    log_odds = deepcopy(own).eval() if isinstance(own, nn.Module) else own
     module = log_odds if isinstance(log_odds, nn.Module) else None
     return MissingModel(Sampled(lambda rows: log_odds(values_of(rows, units))), module)
 

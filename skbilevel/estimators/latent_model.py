@@ -95,12 +95,17 @@ class LatentModel:
         values = np.where(mask, self.units.coded(rows), self.fill(rows))
         return Batch(torch.from_numpy(values).to(dtype), torch.from_numpy(mask))
 
-    def proposal(self, batch: Batch) -> Proposal:
-        """q(z | x_o) of every row."""
+    def near(self, batch: Batch) -> Batch:
+        """The batch with far values of continuous columns pulled in, as a model is trained and
+        imputes; only the likelihood is of the values as they are."""
         far = torch.where(batch.mask, _FAR, _FAR_FILLING).to(batch.values.dtype)
         is_continuous = torch.from_numpy(self.units.is_continuous)
         near = torch.where(is_continuous, batch.values.clamp(-far, far), batch.values)
-        counts = torch.from_numpy(self.units.n_categories)
+        return Batch(near, batch.mask)
+
+    def proposal(self, batch: Batch) -> Proposal:
+        """q(z | x_o) of every row."""
+        near, counts = self.near(batch).values, torch.from_numpy(self.units.n_categories)
         width = counts.where(counts > 2, 1)
         return self.encoder(one_hot(near, counts), batch.mask.repeat_interleave(width, dim=1))
 
@@ -154,7 +159,7 @@ class LatentModel:
 
     def _resampled(self, batch: Batch, uniforms: Tensor, for_cells: Tensor) -> Tensor:
         """Draws (S, b, d) from uniforms (S, b), which pick codes, and (n, S, b, d) of cells."""
-        weighted = self._weighted(batch)
+        weighted = self._weighted(self.near(batch))
         if self.term.needs_draws:
             # The weights are those of the draws themselves.
             return resampled(weighted.cells.mean, weighted.log_weights, uniforms)
@@ -166,14 +171,16 @@ class LatentModel:
     def log_densities(self, rows: np.ndarray) -> np.ndarray:
         """The bound of log p(x_o, s) per row in nats and in the units of the data, (b,)."""
         values = self._by_parts(
-            rows, lambda weighted: bound(weighted.log_weights) + weighted.log_fixed
+            rows, lambda weighted: bound(weighted.log_weights) + weighted.log_fixed, lambda b: b
         )
         return values - ~np.isnan(rows) @ self.units.log_scale()
 
     @torch.inference_mode()
     def effective_sizes(self, rows: np.ndarray) -> np.ndarray:
         """Effective number of importance samples of every row, (b,)."""
-        return self._by_parts(rows, lambda weighted: effective_size(weighted.log_weights))
+        return self._by_parts(
+            rows, lambda weighted: effective_size(weighted.log_weights), self.near
+        )
 
     @torch.inference_mode()
     def missing_probability(self, rows: np.ndarray) -> np.ndarray:
@@ -181,14 +188,16 @@ class LatentModel:
         values = torch.from_numpy(self.units.coded(rows)).to(self.decoder.log_scale.dtype)
         return self.term.log_missing(values).exp().double().numpy()
 
-    def _by_parts(self, rows: np.ndarray, of_weighted: OfWeighted) -> np.ndarray:
+    def _by_parts(
+        self, rows: np.ndarray, of_weighted: OfWeighted, prepare: Callable[[Batch], Batch]
+    ) -> np.ndarray:
         parts = self._parts(len(rows), self.n_importance)
-        values = [of_weighted(self._weighted(self.batch(rows[part]))) for part in parts]
+        values = [of_weighted(self._weighted(prepare(self.batch(rows[part])))) for part in parts]
         return torch.cat(values).double().numpy()
 
     @torch.inference_mode()
     def _filled(self, rows: np.ndarray, of_weighted: OfWeighted) -> np.ndarray:
-        values = self.units.decoded(self._by_parts(rows, of_weighted))
+        values = self.units.decoded(self._by_parts(rows, of_weighted, self.near))
         return np.where(np.isnan(rows), values, rows)
 
     def _parts(self, n_rows: int, n_points: int) -> list[slice]:
@@ -214,9 +223,12 @@ class LatentModel:
     @cached_property
     def _points(self) -> Tensor:
         """Points (K, L + those of the cells) in the open cube."""
-        n_numbers = self.encoder.n_latent + self.n_per_cell * len(self.units.kinds)
-        sobol = qmc.Sobol(n_numbers, rng=np.random.default_rng(self.seed))
-        return torch.from_numpy(sobol.random(self.n_importance)).clamp(_EDGE, 1 - _EDGE)
+        rng = np.random.default_rng(self.seed)
+        # The sequence is balanced for powers of two, and has a limited number of coordinates.
+        n_balanced = 1 << (self.n_importance - 1).bit_length()
+        codes = qmc.Sobol(self.encoder.n_latent, rng=rng).random(n_balanced)[: self.n_importance]
+        cells = rng.random((self.n_importance, self.n_per_cell * len(self.units.kinds)))
+        return torch.from_numpy(np.hstack([codes, cells])).clamp(_EDGE, 1 - _EDGE)
 
     @property
     def n_per_cell(self) -> int:

@@ -109,13 +109,28 @@ def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) ->
     return tuple(name for name, is_kept in zip(names, kept, strict=True) if is_kept)
 
 
+def checked_quantile(imputer: Any) -> float:
+    """The quantile of an imputer whose loss is that."""
+    level = imputer.quantile
+    if level is None or not 0 < level < 1:
+        raise ValueError(
+            f"loss='quantile' needs quantile, a number between 0 and 1, got {level!r}."
+        )
+    return float(level)
+
+
 def by_column(
     name: str, value: ArrayLike | None, kept: NDArray[np.bool_]
 ) -> NDArray[np.float64] | None:
     """A number for all columns, or one each, for those ``kept``."""
     if value is None:
         return None
-    numbers = np.asarray(value, dtype=np.float64)
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be a number, or an array of one for each feature; got {value!r}."
+        ) from error
     if numbers.ndim == 0:
         return np.full(int(kept.sum()), float(numbers))
     if numbers.shape != kept.shape:
@@ -163,7 +178,7 @@ def sides_of_limits(
     X: Floats, side: NDArray[np.float64] | None, limits: NDArray[np.float64], names: Sequence[str]
 ) -> NDArray[np.float64] | None:
     """Sides, also those that follow from known limits: no value is observed beyond them."""
-    known = ~np.isnan(limits) & np.isnan(X).any(axis=0)
+    known = ~np.isnan(limits)
     if not known.any():
         return side
     low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
@@ -177,8 +192,10 @@ def sides_of_limits(
         raise ValueError(
             f"Columns {wrong} have observed values beyond limits, where all should be missing."
         )
-    if side is None and not known[np.isnan(X).any(axis=0)].all():
-        raise ValueError("limits of some columns only need signs for the others.")
+    unknown = np.isnan(X).any(axis=0) & ~known
+    if side is None and unknown.any():
+        others = [names[int(j)] for j in np.flatnonzero(unknown)]
+        raise ValueError(f"limits without signs leave open those of columns {others}; give signs.")
     return np.where(known, given, 0.0) if side is None else side
 
 
@@ -231,8 +248,8 @@ def planned(
     ``names`` are those of the columns, for messages.
     """
     kept = ~imputer.empty_features_
-    if imputer.loss == "quantile" and imputer.quantile is None:
-        raise ValueError("loss='quantile' needs quantile, a number between 0 and 1.")
+    if imputer.loss == "quantile":
+        checked_quantile(imputer)
     kinds = distributions(imputer.distribution, kept)
     side = known_sides(signs, mechanism, kept)
     known = known_limits(limits, mechanism, kept)
@@ -240,10 +257,13 @@ def planned(
     known = known.astype(X.dtype).astype(np.float64)
     if mechanism == "censored":
         side = sides_of_limits(X, side, known, names)
-    warm = is_warm(imputer.decoder, kinds)
+    is_all = is_linear_all(imputer.decoder, imputer.n_latent, kinds, mechanism)
+    warm = is_all or is_warm(imputer.decoder, kinds)
     _check_cold(warm, mechanism, side, imputer.decoder)
     _check_image(imputer, kept)
-    is_all = is_linear_all(imputer.decoder, imputer.n_latent, kinds, mechanism)
+    _check_discrete(X, kinds, names, side if mechanism == "censored" else None)
+    if is_all and link != "probit":
+        raise ValueError("link='logit' is for networks; decoder='linear' has link='probit'.")
     return Plan(
         kinds,
         mechanism,
@@ -272,6 +292,22 @@ def _check_cold(
         )
 
 
+def _check_discrete(
+    X: Floats, kinds: Sequence[str], names: Sequence[str], limited: NDArray[np.float64] | None
+) -> None:
+    """Columns of few values: a bernoulli has two, and none of them lies beyond a limit."""
+    for j, (kind, name) in enumerate(zip(kinds, names, strict=True)):
+        if kind == "bernoulli" and len(np.unique(X[~np.isnan(X[:, j]), j])) > 2:
+            raise ValueError(
+                f"Column {name!r} has more than two values, but its distribution is 'bernoulli'."
+            )
+        if kind not in CONTINUOUS and limited is not None and limited[j] != 0:
+            raise ValueError(
+                f"mechanism='censored' is for continuous columns: no category of {name!r} is ever "
+                "observed beyond a limit; give it the sign 0, or use 'self_masking'."
+            )
+
+
 def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
     shape = imputer.image_shape
     if (imputer.decoder == "conv") != (shape is not None):
@@ -279,7 +315,13 @@ def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
             f"image_shape is for decoder='conv', which needs it: got decoder={imputer.decoder!r} "
             f"and image_shape={shape!r}."
         )
-    if shape is not None and (len(shape) != 3 or np.prod(shape) != len(kept) or not kept.all()):
+    is_image = shape is None or (
+        len(shape) == 3
+        and all(isinstance(size, int) and size > 0 for size in shape)
+        and np.prod(shape) == len(kept)
+        and kept.all()
+    )
+    if not is_image:
         raise ValueError(
             f"image_shape must be (channels, height, width) of {len(kept)} pixels, each observed "
             f"in some image; got {shape}."
@@ -288,6 +330,10 @@ def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
 
 def _architecture(imputer: Any, n_columns: int) -> Architecture:
     hidden = np.atleast_1d(imputer.hidden_layer_sizes)
+    if not np.issubdtype(hidden.dtype, np.integer) or (hidden < 1).any():
+        raise ValueError(
+            f"hidden_layer_sizes must be integers of at least 1, got {hidden.tolist()}."
+        )
     return Architecture(
         imputer.decoder,
         latent_size(imputer.n_latent, n_columns),

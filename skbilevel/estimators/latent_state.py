@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skbilevel.estimators.column_units import units_of
+from skbilevel.estimators.column_units import ColumnUnits, units_of
 from skbilevel.estimators.latent_build import Architecture, random_autoencoder
 from skbilevel.estimators.latent_fit import NetworkFit
 from skbilevel.estimators.latent_missing import MissingModel, MissingStart, missing_model
@@ -156,7 +156,11 @@ def _network_attributes(network: NetworkFit) -> dict[str, Any]:
     learnt = {} if network.missing.module is None else _learnt_attributes(network)
     return {
         "_network": network_state(model, network.missing, parts),
-        "noise_scale_": model.decoder.scale().detach().double().numpy() * parts.units.scale,
+        "noise_scale_": np.where(
+            parts.units.is_continuous,
+            model.decoder.scale().detach().double().numpy() * parts.units.scale,
+            np.nan,
+        ),
         "n_latent_": parts.architecture.n_latent,
         "history_": {"bound": network.history},
         "n_iter_": len(network.history),
@@ -203,7 +207,17 @@ def _start_attributes(parts: NetworkParts) -> dict[str, Any]:
     """Of a self-masking mechanism that no linear model has told."""
     if parts.missing.mechanism is None:
         return {}
-    return _mechanism_attributes(parts.missing.mechanism, parts.units.center, parts.units.scale)
+    found = _mechanism_attributes(
+        parts.missing.mechanism, np.zeros_like(parts.units.center), np.ones_like(parts.units.scale)
+    )
+    return _in_data_units(found, parts.units)
+
+
+def _in_data_units(found: dict[str, Any], units: ColumnUnits) -> dict[str, Any]:
+    """Thresholds and slopes (d,) of a network in those of the data; a discrete column has values
+    but no unit, and its slope is NaN."""
+    slopes = np.where(units.is_continuous, found["slopes_"] / units.scale, np.nan)
+    return {**found, "thresholds_": units.decoded(found["thresholds_"]), "slopes_": slopes}
 
 
 def _learnt_attributes(network: NetworkFit) -> dict[str, Any]:
@@ -215,11 +229,12 @@ def _learnt_attributes(network: NetworkFit) -> dict[str, Any]:
     slope, threshold = (
         part.detach().double().numpy() for part in (module.slope(), module.threshold)
     )
-    return {
+    found = {
         "signs_": np.where(active, np.sign(slope), 0).astype(int),
-        "thresholds_": np.where(active, threshold * units.scale + units.center, np.nan),
-        "slopes_": np.where(active, slope / units.scale, np.nan),
+        "thresholds_": np.where(active, threshold, np.nan),
+        "slopes_": np.where(active, slope, np.nan),
     }
+    return _in_data_units(found, units)
 
 
 def _start_state(start: MissingStart) -> dict[str, Any]:

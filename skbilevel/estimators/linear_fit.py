@@ -20,6 +20,7 @@ from skbilevel.estimators.mechanism_choice import known_class
 from skbilevel.estimators.mechanism_em import LIMIT, NARROWEST, MechanismFit, fit_self_masked
 from skbilevel.estimators.mechanism_slope import known_sign
 from skbilevel.estimators.mechanism_start import hard_limits
+from skbilevel.numerics.observed import drawn_rows
 from skbilevel.numerics.row_groups import StandardizedRows
 from skbilevel.objectives.normal import NormalParameters
 from skbilevel.objectives.self_masking import SelfMasking
@@ -103,9 +104,7 @@ class LinearFit:
 
 def subsample(X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """The rows, or as many of them as a fit keeps sites for."""
-    if len(X) <= MOST_ROWS:
-        return X
-    return X[np.sort(rng.choice(len(X), MOST_ROWS, replace=False))]
+    return X if len(X) <= MOST_ROWS else X[drawn_rows(X, MOST_ROWS, rng)]
 
 
 def _missing_at_random(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:

@@ -33,6 +33,7 @@ from skbilevel.estimators.mechanism_start import (
     self_masking,
     with_limits,
 )
+from skbilevel.numerics.observed import drawn_rows
 from skbilevel.numerics.row_groups import StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.mask_evidence import insight, log_mask_at_rates
@@ -88,7 +89,7 @@ def thinned(
     """The rows, or as many of them as candidates are compared on."""
     if len(Z) <= _MOST_ROWS:
         return data, Z
-    Z = Z[np.sort(rng.permutation(len(Z))[:_MOST_ROWS])]
+    Z = Z[drawn_rows(Z, _MOST_ROWS, rng)]
     return as_they_are(Z), Z
 
 

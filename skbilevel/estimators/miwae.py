@@ -164,8 +164,9 @@ class NotMIWAEImputer(LatentVariableImputer):
         - "agnostic", "nonlinear": logistic in all values of the row, directly or through a
           hidden layer.
         - a module or function from rows, a float32 tensor of shape (..., n_fitted) in the units
-          of the data (codes for discrete columns), to log odds of being missing of the same
-          shape. A module is copied and trained with the rest.
+          of the data, to log odds of being missing of the same shape. While training, discrete
+          columns hold values between their own, so that there is a gradient. A module is copied,
+          put into evaluation mode and trained with the rest.
     signs : int or array-like of shape (n_features,), default=None
         1 where high values are missing, -1 where low ones are, 0 where the value does not
         matter.
@@ -244,10 +245,11 @@ class NotMIWAEImputer(LatentVariableImputer):
     signs_ : ndarray of shape (n_fitted,), int
         Sign of the mechanism of each column, 0 for none; where the mechanism is self-masking.
     thresholds_ : ndarray of shape (n_fitted,)
-        Limit, or value of which half are missing, in the units of the data; NaN for none.
+        Limit, or value of which half are missing, in the units of the data; NaN for none, and
+        between two values for a discrete column.
     slopes_ : ndarray of shape (n_fitted,)
-        Slope a_j of the probit (or of the log odds), per unit of the column; NaN for none. A
-        limit is infinitely steep, one that is estimated nearly so.
+        Slope a_j of the probit (or of the log odds), per unit of the column; NaN for none and
+        for discrete columns. A limit is infinitely steep, one that is estimated nearly so.
     evidence_ : dict of str to float
         Gain of each candidate over missing at random at constant rates, in nats per missing
         cell; empty where nothing was compared.

@@ -51,8 +51,8 @@ class TailImputation:
 
     def fitted_prior(self, X: np.ndarray) -> TailPrior:
         """The prior with the mean excess of `mixed` imputations of rows (n, d)."""
-        rows = X[:: -(-len(X) // _MOST_ROWS)]
-        rows = rows[np.isnan(rows).any(axis=1)]
+        index = np.flatnonzero(np.isnan(X).any(axis=1))
+        rows = X[index[:: max(1, -(-len(index) // _MOST_ROWS))]]
         observed = torch.from_numpy((~np.isnan(rows)).astype(np.float64))
         values = self._standardized(self.mixed(rows))
         return with_excess(self.prior, *excess_sums(values, observed, self.linear.mechanism))

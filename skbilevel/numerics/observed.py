@@ -50,6 +50,16 @@ def mean_and_deviation(
     return mean, _no_zeros(deviation, mean)
 
 
+def drawn_rows(X: np.ndarray, n_rows: int, rng: np.random.RandomState) -> np.ndarray:
+    """Indices of rows of ``X`` (n, d), drawn without replacement, ascending.
+
+    The rows with the smallest and the largest observed value of each column are always among
+    them: a limit of observed values is one of those.
+    """
+    ends = [end(column) for column in X.T for end in (np.nanargmin, np.nanargmax)]
+    return np.union1d(rng.choice(len(X), n_rows, replace=False), ends)
+
+
 def _tiny_deviation(differences: np.ndarray) -> float:
     """Standard deviation of differences whose squares are too small for float64."""
     largest = float(np.nanmax(np.abs(differences)))
