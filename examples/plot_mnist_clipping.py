@@ -76,7 +76,11 @@ def beyond_half(rows):
 
 TOLD = {
     "clipped": {"mechanism": beyond_half},
-    "bright ink clipped": {"mechanism": "censored", "signs": 1, "limits": 0.0},
+    "bright ink clipped": {
+        "mechanism": "censored",
+        "signs": np.where(in_disc, 1, 0),
+        "limits": np.where(in_disc, 0.0, np.nan),
+    },
 }
 SETTINGS = {
     "mlp": {"decoder": "mlp", "hidden_layer_sizes": (128,), "n_latent": 20},

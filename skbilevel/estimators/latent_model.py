@@ -224,11 +224,16 @@ class LatentModel:
     def _points(self) -> Tensor:
         """Points (K, L + those of the cells) in the open cube."""
         rng = np.random.default_rng(self.seed)
-        # The sequence is balanced for powers of two, and has a limited number of coordinates.
+        n_numbers = self.encoder.n_latent + self.n_per_cell * len(self.units.kinds)
+        # The sequence is balanced for powers of two, and its number of coordinates is limited:
+        # those beyond, of cells, are spread evenly one by one.
         n_balanced = 1 << (self.n_importance - 1).bit_length()
-        codes = qmc.Sobol(self.encoder.n_latent, rng=rng).random(n_balanced)[: self.n_importance]
-        cells = rng.random((self.n_importance, self.n_per_cell * len(self.units.kinds)))
-        return torch.from_numpy(np.hstack([codes, cells])).clamp(_EDGE, 1 - _EDGE)
+        n_joint = min(n_numbers, qmc.Sobol.MAXDIM)
+        points = qmc.Sobol(n_joint, rng=rng).random(n_balanced)[: self.n_importance]
+        if n_joint < n_numbers:
+            others = qmc.LatinHypercube(n_numbers - n_joint, rng=rng).random(self.n_importance)
+            points = np.hstack([points, others])
+        return torch.from_numpy(points).clamp(_EDGE, 1 - _EDGE)
 
     @property
     def n_per_cell(self) -> int:

@@ -46,6 +46,11 @@ def quick(**settings):
     return NotMIWAEImputer(**{**defaults, **settings})
 
 
+def steps(decoder):
+    """Iterations in which EM converges, or epochs of a network."""
+    return 400 if decoder == "linear" else 20
+
+
 def linear(mechanism="censored", **settings):
     return NotMIWAEImputer(mechanism=mechanism, decoder="linear", random_state=0, **settings)
 
@@ -138,7 +143,7 @@ WRONG = [
     ({"mechanism": "censored", "limits": [1.0]}, r"limits must be .* of 4.*shape \(1,\)"),
     (
         {"mechanism": "censored", "limits": [0.4, np.nan, np.nan, np.nan]},
-        r"limits of some columns only need signs",
+        r"limits without signs leave open those of columns",
     ),
     (
         {"mechanism": "censored", "limits": [0.0, 3.0, np.nan, np.nan], "signs": SIGNS},
@@ -213,7 +218,7 @@ def test_columns_of_a_message_are_counted_with_those_that_are_empty():
 def test_sides_follow_from_known_limits(decoder):
     incomplete = X.copy()
     incomplete[:, 2] = table()[0][:, 2]
-    imputer = quick(mechanism="censored", decoder=decoder, limits=LIMITS, max_iter=20)
+    imputer = quick(mechanism="censored", decoder=decoder, limits=LIMITS, max_iter=steps(decoder))
     imputer.fit(incomplete)
     assert_array_equal(imputer.signs_, SIGNS)
     assert_allclose(imputer.thresholds_, LIMITS, rtol=1e-12)
@@ -225,8 +230,9 @@ def test_sides_follow_from_known_limits(decoder):
 def test_one_number_is_for_all_columns():
     incomplete = X[:, :1]
     one = linear(limits=0.4, signs=1).fit(np.hstack([incomplete, incomplete - 0.2, X[:, 3:]]))
-    assert_array_equal(one.signs_, [1, 1, 0])
-    assert_allclose(one.thresholds_, [0.4, 0.4, np.nan])
+    # Of the third, which is complete, too: a row to come may lack it.
+    assert_array_equal(one.signs_, [1, 1, 1])
+    assert_allclose(one.thresholds_, [0.4, 0.4, 0.4])
 
 
 def test_limit_of_a_column_of_sign_zero_is_of_no_account():
@@ -262,11 +268,13 @@ def test_estimated_limits_are_the_ends_of_the_observed_values():
 @pytest.mark.parametrize("decoder", ["linear", "residual"])
 def test_new_row_beyond_an_estimated_limit_has_a_finite_score_and_beyond_a_known_one_none(decoder):
     new = np.array([[0.40, 5.0, 0.0, -300.0], [0.405, 5.0, np.nan, -300.0]])
-    estimated = quick(mechanism="censored", decoder=decoder, signs=SIGNS, max_iter=20).fit(X)
+    estimated = quick(
+        mechanism="censored", decoder=decoder, signs=SIGNS, max_iter=steps(decoder)
+    ).fit(X)
     beyond = new.copy()
     beyond[:, 0] = estimated.thresholds_[0] + 0.01
     assert np.isfinite(estimated.score_samples(beyond)).all()
-    settings = {"limits": LIMITS, "signs": SIGNS, "max_iter": 20}
+    settings = {"limits": LIMITS, "signs": SIGNS, "max_iter": steps(decoder)}
     known = quick(mechanism="censored", decoder=decoder, **settings).fit(X)
     scores = known.score_samples(new)
     assert np.isfinite(scores[0])
@@ -277,7 +285,7 @@ def test_new_row_beyond_an_estimated_limit_has_a_finite_score_and_beyond_a_known
 @pytest.mark.parametrize("decoder", ["linear", "residual"])
 def test_new_row_beyond_a_known_limit_is_imputed_as_the_others(decoder):
     """The factor of an observed cell says nothing about the missing ones."""
-    settings = {"limits": LIMITS, "signs": SIGNS, "max_iter": 20}
+    settings = {"limits": LIMITS, "signs": SIGNS, "max_iter": steps(decoder)}
     imputer = quick(mechanism="censored", decoder=decoder, **settings).fit(X)
     new = np.array([[0.4, 5.0, np.nan, -300.0], [0.4 + 1e-4, 5.0, np.nan, -300.0]])
     filled = imputer.transform(new)
@@ -342,7 +350,7 @@ def test_rows_without_an_observed_cell_do_not_count_in_the_units_of_the_history(
 @pytest.mark.parametrize("decoder", ["linear", "residual"])
 def test_observed_cells_come_back_to_the_bit(decoder, dtype):
     incomplete = X.astype(dtype)
-    imputer = quick(mechanism="censored", signs=SIGNS, decoder=decoder, max_iter=20)
+    imputer = quick(mechanism="censored", signs=SIGNS, decoder=decoder, max_iter=steps(decoder))
     filled = imputer.fit_transform(incomplete)
     assert filled.dtype == dtype
     assert_array_equal(filled[~MISSING], incomplete[~MISSING])
@@ -385,7 +393,7 @@ def test_network_that_has_not_learnt_yet_is_a_factor_analysis(decoder):
 @pytest.mark.parametrize("decoder", ["linear", "residual"])
 def test_quantiles_are_ordered_and_the_median_lies_between_limit_and_mean(decoder):
     settings = {"mechanism": "censored", "signs": SIGNS, "decoder": decoder, "tail_prior": None}
-    imputer = quick(**settings, max_iter=20, n_importance_impute=256).fit(X)
+    imputer = quick(**settings, max_iter=steps(decoder), n_importance_impute=256).fit(X)
 
     def imputed(loss, quantile=None):
         return imputer.set_params(loss=loss, quantile=quantile).transform(X)[MISSING]
@@ -414,7 +422,7 @@ def test_quantiles_cover_draws_in_their_share(decoder):
 @pytest.mark.parametrize("mechanism", ["mar", "censored", "self_masking_known", "nonlinear"])
 @pytest.mark.parametrize("decoder", ["linear", "residual"])
 def test_results_repeat_and_do_not_depend_on_the_batch(decoder, mechanism):
-    imputer = quick(**settings_of(mechanism, decoder), max_iter=30).fit(X)
+    imputer = quick(**settings_of(mechanism, decoder), max_iter=steps(decoder)).fit(X)
     deviation = np.nanstd(X, axis=0)
     whole, drawn, scores = imputer.transform(X), imputer.sample(X, 2), imputer.score_samples(X)
     assert_array_equal(imputer.transform(X), whole)
@@ -478,7 +486,8 @@ def test_network_is_averaged_with_the_normal_beyond_a_limit_and_drawn_to_the_ref
 
 def test_column_that_says_nothing_about_the_others_is_imputed_by_the_reflection():
     rng = np.random.default_rng(5)
-    noise = rng.normal(size=(400, 3))
+    # Uniform: of a normal shape the tail would be trusted.
+    noise = rng.uniform(-1.5, 1.5, size=(1000, 3))
     noise[noise[:, 0] > 0.3, 0] = np.nan
     imputer = linear(signs=[1, 0, 0]).fit(noise)
     assert imputer.reliability_[0] < 0.2
@@ -553,8 +562,16 @@ def test_module_of_the_user_is_left_alone_and_learnt_in_a_copy():
     assert_array_equal(again.transform(X), imputer.transform(X))
 
 
-@pytest.mark.parametrize("link", ["probit", "logit"])
-@pytest.mark.parametrize("decoder", ["linear", "residual", "conv"])
+@pytest.mark.parametrize(
+    ("decoder", "link"),
+    [
+        ("linear", "probit"),
+        ("residual", "probit"),
+        ("residual", "logit"),
+        ("conv", "probit"),
+        ("conv", "logit"),
+    ],
+)
 def test_missing_probability_is_that_of_slopes_and_thresholds(decoder, link):
     settings = settings_of("self_masking_known", decoder)
     imputer = quick(**settings, link=link, max_iter=60 if decoder == "linear" else 3).fit(X)
