@@ -44,14 +44,14 @@ short = {"max_iter": 5 if quick else 40}
 
 rng = np.random.default_rng(0)
 X_normal = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 500)
-X_ring = make_ring(1500, radius=4.5, noise=0.5, random_state=0)
+X_ring = make_ring(500 if quick else 1500, radius=4.5, noise=0.5, random_state=0)
 DESIGNS = {
     "normal": (X_normal, *ampute(X_normal, "mnar_threshold", columns=[0])),
     "ring": (X_ring, *ampute(X_ring, "sector", columns=[0, 1])),
 }
 above = (X_normal[:, 0].mean() - 0.8 * X_normal[:, 1]) / 0.6
 hazard = np.exp(norm.logpdf(above) - norm.logsf(above))
-BEST = {"normal": 0.8 * X_normal[:, 1] + 0.6 * hazard, "ring": np.zeros(1500)}
+BEST = {"normal": 0.8 * X_normal[:, 1] + 0.6 * hazard, "ring": np.zeros(len(X_ring))}
 
 # %%
 # The contestants. A decoder that starts from a normal suits the first design. For the ring it has

@@ -9,7 +9,7 @@ are imputed. As the truth is known here, the candidates are also judged by it.
 
 What not to expect: a scorer that finds the mechanism. It can only hide cells that were observed,
 here those below the mean, and these are better imputed by a model to which they are missing
-at random. So its choice is the wrong loss, and no other scorer of observed cells would do better.
+at random. So its choice is the wrong loss; a scorer of observed cells has nothing else to look at.
 The bound of the likelihood does not help, for that of not-MIWAE also pays for the mask: the two
 are of different data. The mechanism has to come from knowledge, or from ``mechanism="auto"``,
 which compares evidences of the same data. Within one mechanism the bound is comparable, yet a

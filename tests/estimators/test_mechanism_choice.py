@@ -214,9 +214,10 @@ def test_limit_is_the_largest_or_smallest_observed_value_where_none_is_given():
     assert_array_equal(threshold, [1, -2, 0, 0])
     assert_array_equal(width, [NARROWEST, NARROWEST, 1, 1])
     given = hard_limits(Z, 1.0, np.array([nan, 9.0, 9.0, nan]))
-    assert_array_equal(given.side, [1, 1, 0, 1])
-    assert_array_equal(given.threshold, [1, 9, 0, 3])
-    assert_array_equal(given.width, [NARROWEST, 0, 1, NARROWEST])
+    # The third column is complete: a limit that is known holds for rows to come.
+    assert_array_equal(given.side, [1, 1, 1, 1])
+    assert_array_equal(given.threshold, [1, 9, 9, 3])
+    assert_array_equal(given.width, [NARROWEST, 0, 0, NARROWEST])
 
 
 @pytest.mark.parametrize(
