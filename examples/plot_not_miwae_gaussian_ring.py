@@ -82,7 +82,10 @@ BENT = {
 }
 KNOWN = {"mechanism": "self_masking_known", "signs": [1, 0]}
 IMPUTERS = {
-    "normal": {**COMMON, "not-MIWAE, sign known": NotMIWAEImputer(**KNOWN, random_state=0)},
+    "normal": {
+        **COMMON,
+        "not-MIWAE, sign known": NotMIWAEImputer(**KNOWN, random_state=0, **short),
+    },
     "ring": {
         **COMMON,
         "bent MIWAE": MIWAEImputer(**BENT),
