@@ -8,12 +8,12 @@ and x1 is missing in the sector at the top.
 
 What not to expect. On the ring no method can have a lower error than imputing 0: given x2, the
 truth is as likely to be to the left as to the right. A lower error than that of a rival therefore
-says nothing about whether a model has seen the ring; draws do. But no draw is told by the data
-where the ring goes on: at the top x1 was never seen, a corner fits as well as an arc, and one code
-instead of two fits best of all when it cuts the ring there. Draws come near the truth only
-where the model is told the sector. On the normal the error falls to its limit only because the
-sign of the mechanism is told. The surfaces of p(missing | x) at the end are as much the model's
-form as the data's, and all figures are of one draw of the data.
+says nothing about whether a model has seen the ring; draws do. But the data do not tell where the
+ring goes on: at the top x1 was never seen, and a corner fits as well as an arc. Draws come near
+the truth only where the model is told the sector. On the normal the error falls to its limit only
+because the mechanism is taken to be of x1 alone: models that may use all of the row keep most of
+the error. The surfaces of p(missing | x) at the end are as much the model's form as the data's,
+and all figures are of one draw of the data.
 """
 
 import os
@@ -36,7 +36,7 @@ from skbilevel.metrics import imputation_rmse
 # A forest in IterativeImputer never settles, and few importance samples suffice for a picture.
 warnings.filterwarnings("ignore", category=UserWarning)
 quick = bool(os.environ.get("SKBILEVEL_QUICK"))
-short = {"max_iter": 5 if quick else 40}
+short = {"max_iter": 3 if quick else 40}
 
 # %%
 # The data. What the clipped panels lack is drawn as ticks at the left margin: x2 is known there.

@@ -165,9 +165,8 @@ RING_ROWS = {
     "MIWAE, bent": miwae(**BENT),
     "nonlinear, bent": not_miwae(mechanism="nonlinear", **BENT),
     "told sector, bent": not_miwae(
-        mechanism=lambda rows: (
-            10 * (rows[..., 1:] - rows[..., :1].abs()) * rows.new_tensor([1, 0])
-            - rows.new_tensor([0, 20])
+        mechanism=lambda rows: (10 * (rows[..., 1:2] - rows[..., :1].abs())).where(
+            rows.new_ones(rows.shape[-1]).cumsum(0) == 1, -20.0
         ),
         **BENT,
     ),
