@@ -124,7 +124,15 @@ def parts_of(state: dict[str, Any]) -> NetworkParts:
 # What is found is a self-masking mechanism, whether or not its signs were known.
 _NAMES = {"self_masking_known": "self_masking"}
 # What `MIWAEImputer` has no use for.
-_OF_MECHANISM = ("mechanism_", "signs_", "thresholds_", "slopes_", "evidence_", "reliability_")
+_OF_MECHANISM = (
+    "mechanism_",
+    "signs_",
+    "thresholds_",
+    "slopes_",
+    "evidence_",
+    "reliability_",
+    "trust_",
+)
 
 
 def fitted_attributes(
@@ -174,6 +182,7 @@ def _linear_attributes(plan: Plan, linear: LinearFit, X: np.ndarray) -> dict[str
     tail = None
     if plan.has_tail_prior and linear.is_hard.any():
         tail = model.tail_prior(X, linear.is_hard)
+    ones = np.ones(len(model.center))
     location, covariance = model.parameters.location, model.parameters.covariance
     return {
         "_linear": linear_state(model),
@@ -183,7 +192,8 @@ def _linear_attributes(plan: Plan, linear: LinearFit, X: np.ndarray) -> dict[str
         "mechanism_": plan.mechanism if plan.mechanism not in LINEAR_FITS else linear.mechanism,
         **_mechanism_attributes(model.mechanism, model.center, model.scale),
         "evidence_": linear.evidence,
-        "reliability_": np.ones(len(location)) if tail is None else tail.reliability.numpy(),
+        "reliability_": ones if tail is None else tail.reliability.numpy(),
+        "trust_": ones if tail is None else tail.trust.numpy(),
         "history_": {"bound": []},
         "n_iter_": linear.n_iter,
         "converged_": linear.converged,

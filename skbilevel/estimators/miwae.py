@@ -254,8 +254,11 @@ class NotMIWAEImputer(LatentVariableImputer):
         Gain of each candidate over missing at random at constant rates, in nats per missing
         cell; empty where nothing was compared.
     reliability_ : ndarray of shape (n_fitted,)
-        How well the others predict each column on its observed cells, as far as the tail prior
-        goes by it; 1 leaves a column alone.
+        How well the others predict each column on its observed cells, as the tail prior goes by
+        it; 1 leaves a column alone.
+    trust_ : ndarray of shape (n_fitted,)
+        How well the normal has the shape of each column up to its limit: the share of the normal
+        that the tail prior leaves alone.
     location_ : ndarray of shape (n_fitted,)
         Means of the normal that fills the encoder's input; where all columns are continuous.
     covariance_ : ndarray of shape (n_fitted, n_fitted)

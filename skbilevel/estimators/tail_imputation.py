@@ -9,7 +9,13 @@ import numpy as np
 import torch
 
 from skbilevel.estimators.linear_model import LinearModel
-from skbilevel.objectives.tail_prior import TailPrior, excess_sums, reflected, with_excess
+from skbilevel.objectives.tail_prior import (
+    TailPrior,
+    excess_sums,
+    reflected,
+    trusting,
+    with_excess,
+)
 
 Complete = Callable[[np.ndarray], np.ndarray]
 # Mean excesses are taken over at most this many rows.
@@ -35,17 +41,19 @@ class TailImputation:
     of_linear: Complete
     of_network: Complete | None
 
-    def mixed(self, rows: np.ndarray) -> np.ndarray:
+    def mixed(self, rows: np.ndarray, linear: np.ndarray) -> np.ndarray:
         """The network's imputations; at columns with a limit their mean with the linear ones."""
         if self.of_network is None:
-            return self.of_linear(rows)
-        nonlinear, linear = self.of_network(rows), self.of_linear(rows)
+            return linear
+        nonlinear = self.of_network(rows)
         return np.where(self._is_limited, (nonlinear + linear) / 2, nonlinear)
 
     def completed(self, rows: np.ndarray) -> np.ndarray:
         """Rows (b, d) with missing cells imputed."""
-        mixed = self.mixed(rows)
-        moved = reflected(self._standardized(mixed), self.linear.mechanism, self.prior).numpy()
+        linear = self.of_linear(rows)
+        mixed = self.mixed(rows, linear)
+        drawn_in = reflected(self._standardized(mixed), self.linear.mechanism, self.prior)
+        moved = trusting(drawn_in, self._standardized(linear), self.prior).numpy()
         moved = moved * self.linear.scale + self.linear.center
         return np.where(np.isnan(rows) & self._is_limited, moved, mixed)
 
@@ -54,7 +62,7 @@ class TailImputation:
         index = np.flatnonzero(np.isnan(X).any(axis=1))
         rows = X[index[:: max(1, -(-len(index) // _MOST_ROWS))]]
         observed = torch.from_numpy((~np.isnan(rows)).astype(np.float64))
-        values = self._standardized(self.mixed(rows))
+        values = self._standardized(self.mixed(rows, self.of_linear(rows)))
         return with_excess(self.prior, *excess_sums(values, observed, self.linear.mechanism))
 
     def _standardized(self, rows: np.ndarray) -> torch.Tensor:

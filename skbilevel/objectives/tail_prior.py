@@ -10,6 +10,7 @@ p_ij                    predicted       (b, d)      an observed cell, as the oth
 u_ij                    rank            (b, d)      where an observed cell stands among what
                                                     the others tell of it, 0 to 1
 D_j                     distance        (d,)        of the ranks' distribution from the even one
+w_j                     trust           (d,)        in the shape of the normal, 0 to 1
 r_j                     reliability     (d,)        of the model beyond the limit, 0 to 1
 A_j                     reach           (d,)        |b_j - mean of the observed cells|
 g_j                     mean_excess     (d,)        mean of s_j (E[x_ij | ...] - b_j) over the
@@ -25,18 +26,18 @@ prediction leaves the cell out and knows of the limit, as that of a missing cell
     m, v  of the cell as the others of its row tell it, `left_out`                (1)
     p_ij = E[x | x within b_j],  x ~ N(m, v)                                      (2)
     u_ij = P(x <= x_ij | x within b_j)  for side 1, P(x >= x_ij | ...) for -1     (3)
-    r_j = w_j + (1 - w_j) max(0, corr(p_ij, x_ij)),
-    w_j = P_j exp(-(D_j / .08)^2)                                                 (4)
+    r_j = max(0, corr(p_ij, x_ij)),  w_j = P_j exp(-(D_j / .08)^2)                (4)
 
 D is the distance of Kolmogorov and Smirnov and P the probability of a larger one: where the normal
-has the right shape up to the limit, its tail is trusted.
-A missing cell of excess x = b_j + s_j e over the limit is then imputed by ::
+has the right shape up to the limit, its tail is trusted. A missing cell of which a model says
+x = b_j + s_j e, and the normal x', is then imputed by ::
 
-    b_j + s_j (r_j e (A_j / g_j)^(1 - r_j^2) + (1 - r_j) A_j)                     (5)
+    y = b_j + s_j (r_j e (A_j / g_j)^(1 - r_j^2) + (1 - r_j) A_j)                 (5)
+    w_j x' + (1 - w_j) y                                                          (6)
 
-which is the model for r_j = 1 and the reflection for r_j = 0. Beyond a limit a network bends as
+where y is the model for r_j = 1 and the reflection for r_j = 0. Beyond a limit a network bends as
 it likes, since nothing is observed there: where it imputes, x is the mean of what it and the
-normal say, g_j is that of such values, and r_j stays that of the normal.
+normal say, g_j is that of such values, and r_j and w_j stay those of the normal.
 """
 
 from typing import NamedTuple
@@ -56,9 +57,10 @@ _N_RANKS = 1024
 
 
 class TailPrior(NamedTuple):
-    """r_j, A_j and g_j of every column, (d,); a reliability of 1 leaves a column alone."""
+    """r_j, w_j, A_j and g_j of every column, (d,); a reliability of 1 leaves a column alone."""
 
     reliability: Tensor
+    trust: Tensor
     reach: Tensor
     mean_excess: Tensor
 
@@ -136,10 +138,9 @@ def tail_prior(sums: TailSums, mechanism: SelfMasking, is_hard: Tensor) -> TailP
     reach = (mechanism.side * (mechanism.threshold - mean)).clamp(min=0.0)
     mean_excess = sums.excess / sums.n_missing.clamp(min=1)
     usable = is_hard & (mechanism.side != 0) & (mean_excess > 0) & (reach > 0)
-    trust = shape_trust(sums.rank_counts)
-    reliability = trust + (1 - trust) * correlation.clamp(0, 1)
     return TailPrior(
-        torch.where(usable, reliability, 1.0),
+        torch.where(usable, correlation.clamp(0, 1), 1.0),
+        torch.where(usable, shape_trust(sums.rank_counts), 1.0),
         torch.where(usable, reach, 1.0),
         torch.where(usable, mean_excess, 1.0),
     )
@@ -176,3 +177,8 @@ def reflected(rows: Tensor, mechanism: SelfMasking, prior: TailPrior) -> Tensor:
     stretch = (prior.reach / prior.mean_excess) ** (1 - reliability.square())
     moved = reliability * excess(rows, mechanism) * stretch + (1 - reliability) * prior.reach
     return torch.where(reliability < 1, mechanism.threshold + mechanism.side * moved, rows)
+
+
+def trusting(drawn_in: Tensor, linear: Tensor, prior: TailPrior) -> Tensor:
+    """Eq. (6) from eq. (5) and the normal's imputations, (b, d) each."""
+    return prior.trust * linear + (1 - prior.trust) * drawn_in

@@ -456,10 +456,11 @@ def test_reflection_is_the_oracles_of_what_the_model_imputes():
     before, after = plain.transform(X), moved.transform(X)
     for j in (0, 1):
         side, threshold, r = SIGNS[j], moved.thresholds_[j], moved.reliability_[j]
+        w = moved.trust_[j]
         A = oracle.reach(before, ~MISSING, j, side, threshold)
         g = oracle.mean_excess(before, ~MISSING, j, side, threshold)
         rows = MISSING[:, j]
-        expected = [oracle.imputed(x, side, threshold, r, A, g) for x in before[rows, j]]
+        expected = [oracle.imputed(x, x, w, side, threshold, r, A, g) for x in before[rows, j]]
         assert_allclose(after[rows, j], expected, rtol=1e-9)
         assert not np.allclose(after[rows, j], before[rows, j], rtol=0.02)
     assert_array_equal(after[:, 2:], before[:, 2:])
@@ -475,11 +476,13 @@ def test_network_is_averaged_with_the_normal_beyond_a_limit_and_drawn_to_the_ref
     ours = network.transform(X)
     for j in (0, 1):
         side, threshold, r = SIGNS[j], network.thresholds_[j], network.reliability_[j]
+        w = network.trust_[j]
         mixed = (alone + normal) / 2
         A = oracle.reach(X, ~MISSING, j, side, threshold)
         g = oracle.mean_excess(mixed, ~MISSING, j, side, threshold)
         rows = MISSING[:, j]
-        expected = [oracle.imputed(x, side, threshold, r, A, g) for x in mixed[rows, j]]
+        pairs = zip(mixed[rows, j], normal[rows, j], strict=True)
+        expected = [oracle.imputed(x, n, w, side, threshold, r, A, g) for x, n in pairs]
         assert_allclose(ours[rows, j], expected, rtol=1e-6)
     assert_array_equal(ours[:, 2], alone[:, 2])
 

@@ -7,9 +7,10 @@ E is a completed row, L the inverse of the covariance, lam = phi / Phi:
    prediction p = m - sd lam((b_j - m) / sd). The rank u of x is where it stands in that
    truncated normal, counted from the far end, in 1024 even intervals; D is the distance of
    Kolmogorov and Smirnov of the ranks from the even distribution, P the limiting probability of
-   a larger one. w = P exp(-(D / .08)^2), r_j = w + (1 - w) clip(corr(p, x), 0, 1).
+   a larger one. w = P exp(-(D / .08)^2), r_j = clip(corr(p, x), 0, 1).
 5. e = max(E - b_j, 0), A_j = b_j - mean of the observed cells;
-   y = b_j + e (A_j / mean e)^(1 - r_j^2);  imputation = r_j y + (1 - r_j) (b_j + A_j).
+   y = b_j + e (A_j / mean e)^(1 - r_j^2);  z = r_j y + (1 - r_j) (b_j + A_j);
+   imputation = w x' + (1 - w) z with x' what the normal imputes.
 
 The prediction is conditioned in the textbook form, without the cell, and truncated by SciPy.
 """
@@ -44,8 +45,8 @@ def _truncated(mean, sd, side, threshold):
     return truncnorm(*ends, loc=mean, scale=sd)
 
 
-def correlation(completed, observed, j, location, covariance, side, threshold):
-    """clip(corr(p, x), 0, 1)."""
+def reliability(completed, observed, j, location, covariance, side, threshold):
+    """r_j."""
     rows = [row for row, seen in zip(completed, observed, strict=True) if seen[j]]
     guesses = [predicted(row, j, location, covariance, side, threshold) for row in rows]
     return float(np.clip(np.corrcoef(guesses, [row[j] for row in rows])[0, 1], 0, 1))
@@ -60,12 +61,6 @@ def trust(completed, observed, j, location, covariance, side, threshold):
     return kstwobign.sf(len(ranks) ** 0.5 * distance) * np.exp(-((distance / 0.08) ** 2))
 
 
-def reliability(*arguments):
-    """r_j."""
-    w = trust(*arguments)
-    return w + (1 - w) * correlation(*arguments)
-
-
 def reach(completed, observed, j, side, threshold):
     """A_j."""
     return side * (threshold - completed[observed[:, j], j].mean())
@@ -76,8 +71,13 @@ def mean_excess(completed, observed, j, side, threshold):
     return np.mean([max(side * (x - threshold), 0.0) for x in completed[~observed[:, j], j]])
 
 
-def imputed(value, side, threshold, r, A, g):
-    """What a missing cell that the model imputes by ``value`` becomes."""
+def drawn_in(value, side, threshold, r, A, g):
+    """z of a missing cell that the model imputes by ``value``."""
     e = max(side * (value - threshold), 0.0)
     y = threshold + side * e * (A / g) ** (1 - r**2)
     return r * y + (1 - r) * (threshold + side * A)
+
+
+def imputed(value, normal, w, side, threshold, r, A, g):
+    """What the cell becomes, if the normal imputes it by ``normal``."""
+    return w * normal + (1 - w) * drawn_in(value, side, threshold, r, A, g)
