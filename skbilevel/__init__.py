@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _ESTIMATORS = {
     "GaussianImputer": "skbilevel.estimators.gaussian",
     "MIWAEImputer": "skbilevel.estimators.miwae",
-    "NotMIWAEImputer": "skbilevel.estimators.miwae",
+    "NotMIWAEImputer": "skbilevel.estimators.not_miwae",
 }
 _MODULES = ("amputation", "datasets", "io", "metrics", "testing")
 

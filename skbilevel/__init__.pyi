@@ -5,7 +5,7 @@ from skbilevel import metrics as metrics
 from skbilevel import testing as testing
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
 from skbilevel.estimators.miwae import MIWAEImputer as MIWAEImputer
-from skbilevel.estimators.miwae import NotMIWAEImputer as NotMIWAEImputer
+from skbilevel.estimators.not_miwae import NotMIWAEImputer as NotMIWAEImputer
 
 __version__: str
 __all__ = [

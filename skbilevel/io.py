@@ -18,7 +18,7 @@ __all__ = ["TRUSTED_TYPES", "load", "save"]
 TRUSTED_TYPES = (
     "skbilevel.estimators.gaussian.GaussianImputer",
     "skbilevel.estimators.miwae.MIWAEImputer",
-    "skbilevel.estimators.miwae.NotMIWAEImputer",
+    "skbilevel.estimators.not_miwae.NotMIWAEImputer",
     "skbilevel.metrics.masked_scorer.MaskedScorer",
 )
 # A file of skops is a zip archive; it ignores members that it does not know.

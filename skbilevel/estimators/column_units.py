@@ -70,7 +70,7 @@ class ColumnUnits:
         """What the change of units adds to the log density of a cell, with its sign turned."""
         return np.where(self.is_continuous, np.log(self.scale), 0.0)
 
-    def unknown(self, rows: Floats) -> NDArray[np.bool_]:
+    def unknown(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """Which columns hold a value that is no category, (d,)."""
         return np.array(
             [

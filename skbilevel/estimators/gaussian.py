@@ -16,7 +16,6 @@ from skbilevel._sklearn import (
     FitLoop,
     Interval,
     StrOptions,
-    check_is_fitted,
     fit_method,
     warn_user,
 )
@@ -30,14 +29,14 @@ from skbilevel.estimators.block_em import (
 from skbilevel.estimators.gaussian_choice import KINDS, Fit, Settings, candidate_families, choose
 from skbilevel.estimators.gaussian_state import distribution, fitted_state
 from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
-from skbilevel.estimators.row_sampling import RowDrawer, SamplingImputer
+from skbilevel.estimators.probabilistic import ProbabilisticImputer, RowDrawer, RowScorer
 from skbilevel.numerics.observed import (
     mean_and_deviation,
     median_and_quartile_deviation,
     refuse_overflow,
 )
 from skbilevel.numerics.random import draw_seed
-from skbilevel.numerics.row_groups import StandardizedRows, row_blocks
+from skbilevel.numerics.row_groups import StandardizedRows
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.family import Family, as_arrays, as_tensors
 from skbilevel.solvers.em import EMResult, stepwise_sums
@@ -45,7 +44,7 @@ from skbilevel.solvers.em import EMResult, stepwise_sums
 _STANDARDIZATION = {False: mean_and_deviation, True: median_and_quartile_deviation}
 
 
-class GaussianImputer(CallbackSupportMixin, SamplingImputer):
+class GaussianImputer(CallbackSupportMixin, ProbabilisticImputer):
     """Impute by the conditional mean of a multivariate normal fitted by maximum likelihood.
 
     The location mu and covariance S maximise the likelihood of the observed cells, by
@@ -309,48 +308,6 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
             )
         return self
 
-    @single_thread()
-    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Log density of the observed cells of each row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows with missing cells.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), float64
-            log p(x_o) in nats and in the units of the data; 0 for a row with nothing observed,
-            -inf for one whose squares overflow.
-        """
-        check_is_fitted(self)
-        X = self._incomplete(X)
-        family, model = self._distribution()
-        units = (self._center, self._scale)
-        return np.concatenate(
-            [log_densities(family, model, X[block], *units) for block in row_blocks(X)]
-        )
-
-    def score(self, X: ArrayLike, y: Any = None) -> float:
-        """Mean of `score_samples`: the observed-data log-likelihood per row.
-
-        It is what ``GridSearchCV`` maximises by default, for example over ``shrinkage``.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows with missing cells.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        float
-            Nats per row.
-        """
-        return float(self.score_samples(X).mean())
-
     def _state(
         self, family: Family, result: EMResult, n_observed: NDArray[np.int64]
     ) -> dict[str, Any]:
@@ -366,6 +323,10 @@ class GaussianImputer(CallbackSupportMixin, SamplingImputer):
     def _completer(self) -> RowCompleter:
         family, model = self._distribution()
         return lambda rows: completed_rows(family, model, rows, self._center, self._scale)
+
+    def _scorer(self) -> RowScorer:
+        family, model = self._distribution()
+        return lambda rows: log_densities(family, model, rows, self._center, self._scale)
 
     def _drawer(self, n_draws: int) -> RowDrawer:
         family, model = self._distribution()

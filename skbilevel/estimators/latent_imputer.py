@@ -21,7 +21,8 @@ from skbilevel._sklearn import (
     fit_method,
     warn_user,
 )
-from skbilevel.estimators.column_units import DISTRIBUTIONS
+from skbilevel.estimators.column_knowledge import named
+from skbilevel.estimators.column_units import DISTRIBUTIONS, units_of
 from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.estimators.latent_fit import NetworkFit, fit_linear, fit_network
 from skbilevel.estimators.latent_model import OBJECTIVES, LatentModel
@@ -32,9 +33,9 @@ from skbilevel.estimators.latent_state import (
     network_of,
     tail_of,
 )
-from skbilevel.estimators.linear_fit import LinearFit, Table, subsample
+from skbilevel.estimators.linear_fit import LinearFit, Table
 from skbilevel.estimators.linear_model import LinearModel
-from skbilevel.estimators.row_sampling import RowDrawer, SamplingImputer
+from skbilevel.estimators.probabilistic import ProbabilisticImputer, RowDrawer, RowScorer
 from skbilevel.estimators.tail_imputation import TailImputation
 from skbilevel.models.latent_variable import DECODERS
 from skbilevel.models.mlp import ACTIVATIONS
@@ -49,10 +50,10 @@ _FROM_0 = Interval(Real, 0, None, closed="left")
 LOSSES = ("squared_error", "absolute_error", "quantile")
 # Importance sampling that rests on fewer samples than this, in the median row, is warned of.
 _FEWEST_EFFECTIVE = 5.0
-_ROWS_FOR_ESS = 1000
+_ROWS_FOR_ESS = 100
 
 
-class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
+class LatentVariableImputer(CallbackSupportMixin, ProbabilisticImputer):
     """Base of `MIWAEImputer` and `NotMIWAEImputer`, which say what is known of the mask."""
 
     _parameter_constraints: dict = {  # noqa: RUF012
@@ -132,6 +133,20 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         self.weight_decay = weight_decay
         self.random_state = random_state
 
+    def _validate_incomplete(self, X: ArrayLike, *, reset: bool) -> Floats:
+        rows = super()._validate_incomplete(X, reset=reset)
+        if not reset:
+            self._warn_of_unknown_values(self._fitted_columns(self._with_nan(rows)))
+        return rows
+
+    def _warn_of_unknown_values(self, rows: Floats) -> None:
+        if self._network is None:
+            return
+        unknown = units_of(self._network["units"]).unknown(rows)
+        if unknown.any():
+            names = named(self._names(~self.empty_features_), unknown)
+            warn_user(f"Columns {names} hold values unseen at fit, which count as the nearest.")
+
     @abstractmethod
     def _plan(self, X: Floats) -> Plan:
         """What to fit to the columns that are not empty."""
@@ -168,8 +183,7 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         report = FitLoop(self, X, y, plan.n_steps)
         linear = network = None
         if plan.is_warm:
-            table = Table(subsample(incomplete, rng), *units)
-            linear = self._fit_linear(plan, table, rng, report)
+            linear = self._fit_linear(plan, Table(incomplete, *units), rng, report)
         if plan.architecture is not None and not (linear is not None and report.stopped):
             network = self._fit_network(plan, linear, Table(incomplete, *units), report)
         fitted = fitted_attributes(plan, linear, network, incomplete)
@@ -236,6 +250,9 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         model = self._fitted_model()
         return lambda rows, keys: model.drawn(rows, keys, n_draws)
 
+    def _scorer(self) -> RowScorer:
+        return self._fitted_model().log_densities
+
     def _fitted_model(self) -> LatentModel | LinearModel:
         """The network, or the linear model where it is all."""
         model = self._fitted_network() or self._fitted_linear()
@@ -253,51 +270,6 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
     def _own_missing_model(self) -> Any:
         """The user's module or callable, if there is one."""
         return None
-
-    @single_thread()
-    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Lower bound of the log-likelihood of each row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows with missing cells.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), float64
-            In nats and in the units of the data. See `score`.
-        """
-        check_is_fitted(self)
-        X = self._incomplete(X)
-        model = self._fitted_model()
-        with np.errstate(over="ignore", invalid="ignore"):
-            parts = [model.log_densities(np.asarray(X[block], float)) for block in row_blocks(X)]
-        values = np.concatenate(parts)
-        values[~np.isfinite(values)] = -np.inf
-        return values
-
-    def score(self, X: ArrayLike, y: Any = None) -> float:
-        """Mean of `score_samples`, which ``GridSearchCV`` maximises by default.
-
-        A higher bound is no promise of a lower error of the imputation: to choose by that, hide
-        cells with `skbilevel.metrics.make_masked_scorer`. Bounds of log p(x_o) and of
-        log p(x_o, s) are not comparable: the latter also pays for the mask. It is -inf if a
-        value is observed beyond a known limit.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows with missing cells.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        float
-            Nats per row.
-        """
-        return float(self.score_samples(X).mean())
 
     @single_thread()
     def effective_sample_size(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -319,5 +291,4 @@ class LatentVariableImputer(CallbackSupportMixin, SamplingImputer):
         network = self._fitted_network()
         if network is None:
             return np.full(len(X), np.inf)
-        parts = [network.effective_sizes(np.asarray(X[block], float)) for block in row_blocks(X)]
-        return np.concatenate(parts)
+        return np.concatenate([network.effective_sizes(X[block]) for block in row_blocks(X)])

@@ -29,6 +29,7 @@ from skbilevel.objectives.importance_weighted import (
     effective_size,
     expectation,
     log_observed_density,
+    miwae_log_weights,
     plain_bound,
     proposed,
     resampled,
@@ -173,6 +174,8 @@ class LatentModel:
         values = self._by_parts(
             rows, lambda weighted: bound(weighted.log_weights) + weighted.log_fixed, lambda b: b
         )
+        # Squares that overflow may also cancel to NaN.
+        values[~np.isfinite(values)] = -np.inf
         return values - ~np.isnan(rows) @ self.units.log_scale()
 
     @torch.inference_mode()
@@ -215,9 +218,9 @@ class LatentModel:
         uniforms = for_cells.unsqueeze(2).expand(-1, *noise.shape[:2], -1)
         codes = proposed(q.mean, q.root, noise)
         observation = self.observation(codes.values)
-        log_likelihood = log_observed_density(observation, batch.values, batch.mask)
         given = self.term.given(observation, batch.values, batch.mask, uniforms)
-        log_weights = log_likelihood + given.log_mask + codes.log_ratio
+        log_weights = miwae_log_weights(codes, observation, batch.values, batch.mask)
+        log_weights = log_weights + given.log_mask
         return _Weighted(codes.values, log_weights, given.cells, uniforms, given.log_fixed)
 
     @cached_property

@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbilevel.estimators.column_units import CONTINUOUS, DISTRIBUTIONS
+from skbilevel.estimators.column_knowledge import (
+    Floats,
+    check_discrete,
+    distributions,
+    known_limits,
+    known_sides,
+    sides_of_limits,
+)
+from skbilevel.estimators.column_units import CONTINUOUS
 from skbilevel.estimators.latent_build import Architecture
 from skbilevel.estimators.linear_fit import LINEAR_FITS
-
-Floats = NDArray[np.floating[Any]]
 
 # Mechanisms of the whole row, and the names of all.
 WHOLE_ROW = ("agnostic", "nonlinear")
@@ -94,21 +100,6 @@ class Plan(NamedTuple):
         return epochs + (self.em_iterations if self.is_warm else 0)
 
 
-def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) -> tuple[str, ...]:
-    """One name for every column that is ``kept``."""
-    is_one = isinstance(distribution, str)
-    names = [str(distribution)] * len(kept) if is_one else list(distribution)
-    if len(names) != len(kept):
-        raise ValueError(
-            f"distribution must be a name or one for each of {len(kept)} features, "
-            f"got {len(names)} names."
-        )
-    unknown = sorted({str(name) for name in names} - set(DISTRIBUTIONS))
-    if unknown:
-        raise ValueError(f"distribution must be of {DISTRIBUTIONS}, got {unknown}.")
-    return tuple(name for name, is_kept in zip(names, kept, strict=True) if is_kept)
-
-
 def checked_quantile(imputer: Any) -> float:
     """The quantile of an imputer whose loss is that."""
     level = imputer.quantile
@@ -117,86 +108,6 @@ def checked_quantile(imputer: Any) -> float:
             f"loss='quantile' needs quantile, a number between 0 and 1, got {level!r}."
         )
     return float(level)
-
-
-def by_column(
-    name: str, value: ArrayLike | None, kept: NDArray[np.bool_]
-) -> NDArray[np.float64] | None:
-    """A number for all columns, or one each, for those ``kept``."""
-    if value is None:
-        return None
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} must be a number, or an array of one for each feature; got {value!r}."
-        ) from error
-    if numbers.ndim == 0:
-        return np.full(int(kept.sum()), float(numbers))
-    if numbers.shape != kept.shape:
-        raise ValueError(
-            f"{name} must be a number or an array of {len(kept)}, one for each feature; "
-            f"got shape {numbers.shape}."
-        )
-    return numbers[kept]
-
-
-def known_sides(
-    signs: ArrayLike | None, mechanism: str, kept: NDArray[np.bool_]
-) -> NDArray[np.float64] | None:
-    """``signs``, checked against the mechanism."""
-    side = by_column("signs", signs, kept)
-    if mechanism == "self_masking_known" and side is None:
-        raise ValueError("mechanism='self_masking_known' needs signs: 1, -1 or 0 per feature.")
-    if side is None:
-        return None
-    if mechanism not in ("self_masking_known", "censored"):
-        raise ValueError(
-            "signs is for the mechanisms 'self_masking_known' and 'censored', "
-            f"got mechanism={mechanism!r}."
-        )
-    if not np.isin(side, (-1.0, 0.0, 1.0)).all():
-        raise ValueError(f"signs must be 1, -1 or 0, got {np.unique(side).tolist()}.")
-    return side
-
-
-def known_limits(
-    limits: ArrayLike | None, mechanism: str, kept: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """``limits``, checked against the mechanism; NaN where not known."""
-    numbers = by_column("limits", limits, kept)
-    if numbers is None:
-        return np.full(int(kept.sum()), np.nan)
-    if mechanism != "censored":
-        raise ValueError(f"limits is for mechanism='censored', got mechanism={mechanism!r}.")
-    if np.isinf(numbers).any():
-        raise ValueError("limits must be finite, or NaN where a limit is not known.")
-    return numbers
-
-
-def sides_of_limits(
-    X: Floats, side: NDArray[np.float64] | None, limits: NDArray[np.float64], names: Sequence[str]
-) -> NDArray[np.float64] | None:
-    """Sides, also those that follow from known limits: no value is observed beyond them."""
-    known = ~np.isnan(limits)
-    if not known.any():
-        return side
-    low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
-    inferred = np.where(high <= limits, 1.0, np.where(low >= limits, -1.0, 0.0))
-    given = inferred if side is None else side
-    is_within = np.where(given > 0, high <= limits, low >= limits)
-    is_open = False if side is None else given == 0
-    beyond = known & ~is_within & ~is_open
-    if beyond.any():
-        wrong = [names[int(j)] for j in np.flatnonzero(beyond)]
-        raise ValueError(
-            f"Columns {wrong} have observed values beyond limits, where all should be missing."
-        )
-    unknown = np.isnan(X).any(axis=0) & ~known
-    if side is None and unknown.any():
-        others = [names[int(j)] for j in np.flatnonzero(unknown)]
-        raise ValueError(f"limits without signs leave open those of columns {others}; give signs.")
-    return np.where(known, given, 0.0) if side is None else side
 
 
 def latent_size(n_latent: int | None, n_columns: int) -> int:
@@ -242,6 +153,8 @@ def planned(
     signs: ArrayLike | None = None,
     limits: ArrayLike | None = None,
     link: str = "probit",
+    tail_prior: str | None = None,
+    ignores_mask: bool = False,
 ) -> Plan:
     """The plan of an imputer for the rows (n, d) of the columns that are not empty.
 
@@ -261,7 +174,7 @@ def planned(
     warm = is_all or is_warm(imputer.decoder, kinds)
     _check_cold(warm, mechanism, side, imputer.decoder)
     _check_image(imputer, kept)
-    _check_discrete(X, kinds, names, side if mechanism == "censored" else None)
+    check_discrete(X, kinds, names, side if mechanism == "censored" else None)
     if is_all and link != "probit":
         raise ValueError("link='logit' is for networks; decoder='linear' has link='probit'.")
     return Plan(
@@ -275,8 +188,8 @@ def planned(
         None if is_all else _training(imputer, len(X)),
         warm,
         em_iterations(imputer.max_iter, is_all),
-        getattr(imputer, "tail_prior", None) is not None,
-        not hasattr(imputer, "mechanism"),
+        tail_prior is not None,
+        ignores_mask,
     )
 
 
@@ -290,22 +203,6 @@ def _check_cold(
             f"{_MOST_WARM} continuous columns and decoders other than 'conv' (got {decoder!r}); "
             f"give {needed}."
         )
-
-
-def _check_discrete(
-    X: Floats, kinds: Sequence[str], names: Sequence[str], limited: NDArray[np.float64] | None
-) -> None:
-    """Columns of few values: a bernoulli has two, and none of them lies beyond a limit."""
-    for j, (kind, name) in enumerate(zip(kinds, names, strict=True)):
-        if kind == "bernoulli" and len(np.unique(X[~np.isnan(X[:, j]), j])) > 2:
-            raise ValueError(
-                f"Column {name!r} has more than two values, but its distribution is 'bernoulli'."
-            )
-        if kind not in CONTINUOUS and limited is not None and limited[j] != 0:
-            raise ValueError(
-                f"mechanism='censored' is for continuous columns: no category of {name!r} is ever "
-                "observed beyond a limit; give it the sign 0, or use 'self_masking'."
-            )
 
 
 def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:

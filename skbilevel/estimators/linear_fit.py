@@ -102,9 +102,11 @@ class LinearFit:
         return (side != 0) & (width <= NARROWEST)
 
 
-def subsample(X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+def thinned(table: Table, rng: np.random.RandomState) -> Table:
     """The rows, or as many of them as a fit keeps sites for."""
-    return X if len(X) <= MOST_ROWS else X[drawn_rows(X, MOST_ROWS, rng)]
+    if len(table.X) <= MOST_ROWS:
+        return table
+    return table._replace(X=table.X[drawn_rows(table.X, MOST_ROWS, rng)])
 
 
 def _missing_at_random(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
@@ -152,6 +154,7 @@ def _with_mechanism(
 
 
 def _censored(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
+    table = thinned(table, loop.rng)
     Z = table.standardized()
     if knowledge.side is None:
         choice = known_class(table.rows(), Z, "censored", loop.rng)
@@ -164,21 +167,25 @@ def _censored(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
 
 def _self_masking_known(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     assert knowledge.side is not None
+    table = thinned(table, loop.rng)
     fit = known_sign(table.rows(), table.standardized(), knowledge.side, loop.rng)
     return _with_mechanism(table, fit.mechanism, "self_masking", loop, {})
 
 
 def _self_masking(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
+    table = thinned(table, loop.rng)
     choice = known_class(table.rows(), table.standardized(), "self_masking", loop.rng)
     return _with_mechanism(table, choice.mechanism, "self_masking", loop, choice.gaps)
 
 
 def _auto(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
-    choice = choose_mechanism(table.rows(), table.standardized(), loop.rng)
+    few = thinned(table, loop.rng)
+    choice = choose_mechanism(few.rows(), few.standardized(), loop.rng)
     if choice.name == "mar":
+        # Without sites there is nothing that grows with the rows.
         fit = _missing_at_random(table, knowledge, loop)
         return LinearFit(fit.model, "mar", choice.gaps, fit.n_iter, fit.converged)
-    return _with_mechanism(table, choice.mechanism, choice.name, loop, choice.gaps)
+    return _with_mechanism(few, choice.mechanism, choice.name, loop, choice.gaps)
 
 
 def no_mechanism(n_columns: int) -> SelfMasking:

@@ -133,6 +133,8 @@ class LinearModel:
         for group, where in self._groups(rows):
             sites = settled(group, self.precision, self.mechanism, NO_LIMIT).sites
             values[where] = group_log_evidence(group, sites, self.precision, self.mechanism)
+        # Squares that overflow may also cancel to NaN.
+        values[~np.isfinite(values)] = -np.inf
         return values - ~np.isnan(rows) @ np.log(self.scale)
 
     def missing_probability(self, rows: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from torch.nn.functional import logsigmoid
 from skbilevel.objectives.importance_weighted import (
     completed,
     log_mask_given_rows,
-    sum_where,
+    log_missing_given_codes,
+    log_observed_mask,
 )
 from skbilevel.objectives.masking_links import Link
 from skbilevel.objectives.observation import Observation
@@ -100,8 +101,8 @@ class Collapsed:
         """Eq. (a) of `importance_weighted`, and the cells given that they are missing."""
         link = self.link()
         cells = observation.given_missing(link)
-        of_missing = sum_where(cells.log_probability, ~mask)
-        return Given(of_missing, cells, sum_where(link.log_observed(values), mask))
+        of_missing = log_missing_given_codes(cells, mask)
+        return Given(of_missing, cells, log_observed_mask(link, values, mask))
 
     def log_missing(self, rows: Tensor) -> Tensor:
         """By each cell's own value."""

@@ -42,13 +42,13 @@ modelling with missing not at random data. ICLR.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from skbilevel.objectives.given_missing import GivenMissing
 from skbilevel.objectives.masking_links import Link
 from skbilevel.objectives.observation import Observation
 
@@ -118,35 +118,21 @@ def log_mask_given_rows(logits: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, logsigmoid(-logits), logsigmoid(logits)).sum(-1)
 
 
-def log_mask_given_codes(
-    observation: Observation, link: Link, values: Tensor, mask: Tensor
-) -> Tensor:
-    """log of (a): p(s | x_o, z_k) with the missing cells integrated out; (K, b)."""
-    missing = sum_where(observation.given_missing(link).log_probability, ~mask)
-    return missing + sum_where(link.log_observed(values), mask)
+def log_missing_given_codes(cells: GivenMissing, mask: Tensor) -> Tensor:
+    """log of the factors of (a) that depend on z_k, those of missing cells; (K, b)."""
+    return sum_where(cells.log_probability, ~mask)
+
+
+def log_observed_mask(link: Link, values: Tensor, mask: Tensor) -> Tensor:
+    """log of the factors of (a) that do not, those of observed cells; (b,)."""
+    return sum_where(link.log_observed(values), mask)
 
 
 def miwae_log_weights(
     codes: Codes, observation: Observation, values: Tensor, mask: Tensor
 ) -> Tensor:
-    """log w_k without a missing model; (K, b)."""
+    """log w_k of eq. (6) without the factor p(s | x); (K, b)."""
     return log_observed_density(observation, values, mask) + codes.log_ratio
-
-
-def sampled_log_weights(
-    codes: Codes, observation: Observation, values: Tensor, mask: Tensor, logits: Tensor
-) -> Tensor:
-    """log w_k of eq. (6), with ``logits`` those of the missing model at `completed`; (K, b)."""
-    log_weights = miwae_log_weights(codes, observation, values, mask)
-    return log_weights + log_mask_given_rows(logits, mask)
-
-
-def collapsed_log_weights(
-    codes: Codes, observation: Observation, values: Tensor, mask: Tensor, link: Link
-) -> Tensor:
-    """log w_k of eq. (6) with (a) for p(s | x_o, x_k); (K, b)."""
-    log_weights = miwae_log_weights(codes, observation, values, mask)
-    return log_weights + log_mask_given_codes(observation, link, values, mask)
 
 
 def bound(log_weights: Tensor) -> Tensor:
@@ -212,39 +198,6 @@ def weighted_quantile(values: Tensor, log_weights: Tensor, level: float) -> Tens
     weight = shares(log_weights).unsqueeze(-1).expand_as(values).gather(0, order)
     index = (weight.cumsum(0) < level).sum(0).clamp(max=len(values) - 1)
     return ascending.gather(0, index.unsqueeze(0)).squeeze(0)
-
-
-def mixture_quantile(
-    cdf: Callable[[Tensor], Tensor],
-    log_weights: Tensor,
-    level: float,
-    low: Tensor,
-    high: Tensor,
-    n_steps: int = 50,
-) -> Tensor:
-    """The value at which ``sum_k alpha_k cdf_k`` is ``level``, by halving an interval.
-
-    Parameters
-    ----------
-    cdf : callable
-        From values (b, d) to P(x <= value | z_k), or that given z_k and s, (K, b, d).
-    log_weights : Tensor of shape (K, b)
-    level : float
-    low, high : Tensor of shape (b, d)
-        Ends of an interval with the quantile inside; else the nearer end is returned.
-    n_steps : int
-        The interval gets 2^n_steps times shorter.
-
-    Returns
-    -------
-    Tensor of shape (b, d)
-        The upper end, at which the distribution function has reached ``level``.
-    """
-    for _ in range(n_steps):
-        middle = (low + high) / 2
-        is_below = expectation(cdf(middle), log_weights) < level
-        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-    return high
 
 
 def resampled(values: Tensor, log_weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -9,21 +9,18 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from scipy.special import expit, ndtr
 
+from skbilevel.estimators.mask_terms import Collapsed
 from skbilevel.objectives.importance_weighted import (
     bound,
-    collapsed_log_weights,
     completed,
     effective_size,
     expectation,
-    log_mask_given_codes,
     log_mask_given_rows,
     log_observed_density,
     miwae_log_weights,
-    mixture_quantile,
     plain_bound,
     proposed,
     resampled,
-    sampled_log_weights,
     shares,
     weighted_quantile,
 )
@@ -40,6 +37,21 @@ SCALE = np.array([0.5, 0.8, 1.2, 0.6])
 
 def tensor(values):
     return torch.as_tensor(np.asarray(values, dtype=np.float64))
+
+
+def collapsed_log_weights(codes, observation, values, mask, link):
+    """log w_k of eq. (6) with (a) for p(s | x_o, x_k), as a network takes them."""
+    given = Collapsed(lambda: link, torch.ones(values.shape[1])).given(
+        observation, values, mask, None
+    )
+    weights = miwae_log_weights(codes, observation, values, mask)
+    return weights + given.log_mask + given.log_fixed
+
+
+def sampled_log_weights(codes, observation, values, mask, logits):
+    """log w_k of eq. (6), with the log odds of completed rows."""
+    weights = miwae_log_weights(codes, observation, values, mask)
+    return weights + log_mask_given_rows(logits, mask)
 
 
 def normal(*shape, seed=0):
@@ -460,38 +472,6 @@ def test_weighted_quantile_is_where_the_shares_reach_the_level():
             assert alpha[column < ours[i, j]].sum() < level
     equal = torch.zeros(5, 1).double()
     assert weighted_quantile(tensor([3, 1, 2, 5, 4]).view(5, 1, 1), equal, 0.5).item() == 3
-
-
-@pytest.mark.parametrize("link", [PROBIT, HARD, QUICK], ids=["probit", "hard", "logit"])
-def test_mixture_quantile_inverts_the_distribution_function_and_agrees_with_draws(link):
-    values, mask = rows(4)
-    n_draws = 4 if link is QUICK else 40
-    codes = proposed(*wide(values, mask), normal(n_draws, 4, L))
-    observation = linear_gaussian(codes.values)
-    log_weights = log_mask_given_codes(observation, link, values, torch.zeros_like(mask))
-    given = observation.given_missing(link)
-    ends = torch.full((4, D), 30.0).double()
-    draws = given.drawn(uniforms(3, 1_000, n_draws, 4, D))
-    for level in (0.1, 0.5):
-        ours = mixture_quantile(given.cdf, log_weights, level, -ends, ends, n_steps=32)
-        assert_allclose(expectation(given.cdf(ours), log_weights), level, atol=1e-6)
-        below = (draws <= ours).double().mean(0)
-        assert_allclose(expectation(below, log_weights), level, atol=0.06)
-
-
-def test_mixture_quantile_of_equal_normals_is_theirs():
-    cells = Gaussian(torch.zeros(5, 2, D).double(), tensor(SCALE))
-    ends = torch.full((2, D), 20.0).double()
-    ours = mixture_quantile(cells.cdf, torch.zeros(5, 2).double(), 0.9, -ends, ends)
-    assert_allclose(ours, np.tile(stats.norm.ppf(0.9) * SCALE, (2, 1)), rtol=1e-9)
-
-
-def test_mixture_quantile_of_a_discrete_cell_is_a_code():
-    cells = Bernoulli(torch.full((1, 1, 1), -1.0).double())
-    ends = torch.ones(1, 1).double()
-    for level, code in ((0.5, 0.0), (0.9, 1.0)):
-        ours = mixture_quantile(cells.cdf, torch.zeros(1, 1).double(), level, -ends, 2 * ends)
-        assert_allclose(ours, code, atol=1e-12)
 
 
 def test_resampled_values_have_the_frequencies_of_the_shares():

@@ -1,10 +1,14 @@
-"""Draws of missing cells that depend on the row and not on its batch, for multiple imputation."""
+"""What an imputer with a distribution can do: draw missing cells, and score rows.
+
+Draws depend on the row and not on its batch.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +23,11 @@ from skbilevel.numerics.threads import single_thread
 RowDrawer = Callable[[Floats, NDArray[np.uint64]], Floats]
 
 
-class SamplingImputer(Imputer):
+# Rows (b, d) with NaN at missing cells -> log densities (b,) in the units of the data
+RowScorer = Callable[[Floats], NDArray[np.float64]]
+
+
+class ProbabilisticImputer(Imputer):
     """Base of the imputers that know a distribution of the missing cells.
 
     A subclass sets ``_seed`` at fit.
@@ -30,6 +38,47 @@ class SamplingImputer(Imputer):
     @abstractmethod
     def _drawer(self, n_draws: int) -> RowDrawer:
         """A function that completes rows with the columns that are not empty, each by itself."""
+
+    @abstractmethod
+    def _scorer(self) -> RowScorer:
+        """A function of rows with the columns that are not empty."""
+
+    @single_thread()
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Log density of what is observed of each row, or a lower bound of it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing cells.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            In nats and in the units of the data; -inf for a row whose squares overflow. Without a
+            model of the mask it is of the observed cells, and 0 for a row that has none.
+        """
+        check_is_fitted(self)
+        X = self._incomplete(X)
+        score = self._scorer()
+        return np.concatenate([score(X[block]) for block in row_blocks(X)])
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Mean of `score_samples`, which ``GridSearchCV`` maximises by default.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing cells.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+            Nats per row.
+        """
+        return float(self.score_samples(X).mean())
 
     @single_thread()
     def sample(
