@@ -17,7 +17,6 @@ from skbilevel.estimators.latent_parts import NetworkParts, filled_by
 from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LINEAR_FITS, LinearFit
 from skbilevel.estimators.linear_model import LinearModel
-from skbilevel.estimators.tail_imputation import TailImputation
 from skbilevel.models.missing_mechanism import SelfMaskingModel
 from skbilevel.objectives.family import as_arrays, as_tensors
 from skbilevel.objectives.normal import NormalParameters
@@ -151,10 +150,6 @@ def fitted_attributes(
         if linear is None:
             attributes |= _start_attributes(network.parts)
         attributes |= _network_attributes(network)
-        if linear is not None and (tail := tail_of(attributes["_tail"])) is not None:
-            models = (linear.model.completed, network.model.completed)
-            prior = TailImputation(linear.model, tail, *models).fitted_prior(X)
-            attributes["_tail"] = tail_state(prior)
     hidden = _OF_MECHANISM if plan.ignores_mask else ()
     return {name: value for name, value in attributes.items() if name not in hidden}
 

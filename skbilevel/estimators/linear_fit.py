@@ -22,7 +22,8 @@ from skbilevel.estimators.mechanism_slope import known_sign
 from skbilevel.estimators.mechanism_start import hard_limits
 from skbilevel.numerics.observed import drawn_rows
 from skbilevel.numerics.row_groups import StandardizedRows
-from skbilevel.objectives.normal import NormalParameters
+from skbilevel.objectives.family import Family
+from skbilevel.objectives.normal import NormalFamily, NormalParameters
 from skbilevel.objectives.self_masking import SelfMasking
 
 # Sites are kept for all rows of a fit, whose memory would grow with them: a normal of a few dozen
@@ -109,15 +110,35 @@ def thinned(table: Table, rng: np.random.RandomState) -> Table:
     return table._replace(X=table.X[drawn_rows(table.X, MOST_ROWS, rng)])
 
 
+def _families(table: Table) -> list[Family]:
+    """The normals that `GaussianImputer` chooses from: one, where cells abound."""
+    n_observed = np.count_nonzero(~np.isnan(table.X), axis=0)
+    return candidate_families(Settings("full", False, "auto", "auto"), len(table.X), n_observed)
+
+
+def _limits(loop: Loop) -> dict[str, Any]:
+    return {"max_iter": loop.max_iter, "tol": loop.tol, "n_jobs": None}
+
+
+def _shrinkage(table: Table, loop: Loop) -> float:
+    """What `GaussianImputer` shrinks the covariance by, in rows: as wide a table is as poor in
+    cells for a normal with a mechanism."""
+    families = _families(table)
+    if len(families) == 1:
+        return 0.0
+    chosen, _ = choose(
+        families, table.X, table.rows(), loop.rng, _limits(loop), lambda fit: False
+    )
+    assert isinstance(chosen, NormalFamily)
+    return chosen.shrinkage
+
+
 def _missing_at_random(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     """The normal as `GaussianImputer` fits it."""
-    rows, n_columns = table.rows(), table.X.shape[1]
-    n_observed = np.count_nonzero(~np.isnan(table.X), axis=0)
-    families = candidate_families(
-        Settings("full", False, "auto", "auto"), len(table.X), n_observed
+    rows, n_columns, limits = table.rows(), table.X.shape[1], _limits(loop)
+    family, start = choose(
+        _families(table), table.X, rows, loop.rng, limits, lambda fit: False
     )
-    limits: dict[str, Any] = {"max_iter": loop.max_iter, "tol": loop.tol, "n_jobs": None}
-    family, start = choose(families, table.X, rows, loop.rng, limits, lambda fit: False)
 
     def fit_of(result: Any) -> LinearFit:
         parameters = NormalParameters(result.inner.location, result.inner.covariance)
@@ -148,6 +169,7 @@ def _with_mechanism(
         mechanism,
         max_iter=loop.max_iter,
         tol=loop.tol,
+        shrinkage=_shrinkage(table, loop),
         on_step=lambda current: loop.on_step(lambda: fit_of(current())),
     )
     return fit_of(result)

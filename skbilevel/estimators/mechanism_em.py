@@ -21,6 +21,7 @@ from skbilevel.objectives.normal import (
     condition,
     precision,
     scatter_sums,
+    shrunk_scatter,
 )
 from skbilevel.objectives.self_masked_normal import log_evidence, marginals, projected
 from skbilevel.objectives.self_masking import (
@@ -87,6 +88,7 @@ def fit_self_masked(
     max_iter: int = 80,
     tol: float = 1e-3,
     limit: float = LIMIT,
+    shrinkage: float = 0.0,
     on_step: Callable[[Callable[[], MechanismFit]], bool] | None = None,
 ) -> MechanismFit:
     """Fit the normal, and on request the mechanism.
@@ -106,6 +108,8 @@ def fit_self_masked(
     limit : float, default=3.0
         Rows with a squared distance of more than this many times their number of observed cells
         are pulled in; inf leaves all as they are.
+    shrinkage : float, default=0.0
+        Weight of the prior of the covariance, in rows, as in `NormalFamily`.
     on_step : callable, optional
         ``on_step(current) -> stop`` after every iteration; ``current()`` is the result if EM
         ended there.
@@ -124,7 +128,7 @@ def fit_self_masked(
         n_iter += 1
         model = precision(parameters)
         reach = limit if n_iter > _FREE_ITERATIONS else float("inf")
-        parameters, change = _iterate(batches, model, mechanism, reach)
+        parameters, change = _iterate(batches, model, mechanism, reach, shrinkage)
         if observed is not None:
             mechanism = _improved(mechanism, batches, model, observed)
         converged = n_iter > 1 and change < tol
@@ -170,10 +174,14 @@ def _swept(marginal: Normal, group: RowGroup, sites: Sites, mechanism: SelfMaski
 
 
 def _iterate(
-    batches: list[_Rows], model: Precision, mechanism: SelfMasking, limit: float
+    batches: list[_Rows],
+    model: Precision,
+    mechanism: SelfMasking,
+    limit: float,
+    shrinkage: float,
 ) -> tuple[NormalParameters, float]:
     """The M-step and one sweep; also the largest move of an imputed cell."""
-    n_rows, change = 0, 0.0
+    n_rows, change = torch.zeros((), dtype=torch.float64), 0.0
     first, second = torch.zeros_like(model.location), torch.zeros_like(model.matrix)
     for rows in batches:
         group = _pulled_in(rows.group, model, limit)
@@ -189,10 +197,9 @@ def _iterate(
         sums = scatter_sums(given, model.location)
         first, second = first + sums[0], second + sums[1]
         n_rows += len(group.values)
-    location = first / n_rows
-    covariance = second / n_rows - torch.outer(location, location)
+    location, covariance = shrunk_scatter(n_rows, first, second, n_rows, shrinkage)
     covariance.diagonal().add_(_RIDGE)
-    return NormalParameters(location, (covariance + covariance.T) / 2), change
+    return NormalParameters(location, covariance), change
 
 
 class Settled(NamedTuple):

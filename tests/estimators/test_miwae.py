@@ -460,7 +460,9 @@ def test_reflection_is_the_oracles_of_what_the_model_imputes():
         A = oracle.reach(before, ~MISSING, j, side, threshold)
         g = oracle.mean_excess(before, ~MISSING, j, side, threshold)
         rows = MISSING[:, j]
-        expected = [oracle.imputed(x, x, w, side, threshold, r, A, g) for x in before[rows, j]]
+        expected = [
+            oracle.imputed(x, x, 0.0, w, side, threshold, r, A, g) for x in before[rows, j]
+        ]
         assert_allclose(after[rows, j], expected, rtol=1e-9)
         assert not np.allclose(after[rows, j], before[rows, j], rtol=0.02)
     assert_array_equal(after[:, 2:], before[:, 2:])
@@ -469,21 +471,20 @@ def test_reflection_is_the_oracles_of_what_the_model_imputes():
     assert_array_equal(moved.score_samples(X), plain.score_samples(X))
 
 
-def test_network_is_averaged_with_the_normal_beyond_a_limit_and_drawn_to_the_reflection():
+def test_network_shares_a_limit_with_the_normal_and_is_drawn_to_the_reflection():
     network = quick(mechanism="censored", signs=SIGNS).fit(X)
     alone = clone(network).set_params(tail_prior=None).fit(X).transform(X)
     normal = linear(signs=SIGNS, tail_prior=None).fit(X).transform(X)
-    ours = network.transform(X)
+    ours, shares = network.transform(X), network._tail["share"]
     for j in (0, 1):
         side, threshold, r = SIGNS[j], network.thresholds_[j], network.reliability_[j]
-        w = network.trust_[j]
-        mixed = (alone + normal) / 2
+        w, rows = network.trust_[j], MISSING[:, j]
         A = oracle.reach(X, ~MISSING, j, side, threshold)
-        g = oracle.mean_excess(mixed, ~MISSING, j, side, threshold)
-        rows = MISSING[:, j]
-        pairs = zip(mixed[rows, j], normal[rows, j], strict=True)
-        expected = [oracle.imputed(x, n, w, side, threshold, r, A, g) for x, n in pairs]
+        g = oracle.mean_excess(normal, ~MISSING, j, side, threshold)
+        pairs = zip(normal[rows, j], alone[rows, j], strict=True)
+        expected = [oracle.imputed(*pair, shares[j], w, side, threshold, r, A, g) for pair in pairs]
         assert_allclose(ours[rows, j], expected, rtol=1e-6)
+    assert 0.05 < shares[:2].min() < shares[:2].max() < 0.999
     assert_array_equal(ours[:, 2], alone[:, 2])
 
 

@@ -11,15 +11,16 @@ from skbilevel.objectives.self_masking import SelfMasking
 from skbilevel.objectives.tail_prior import (
     TailPrior,
     excess,
-    excess_sums,
+    network_share,
     predicted_within,
     ranks,
     reflected,
+    shape_distance,
     shape_trust,
+    shared,
     tail_prior,
     tail_sums,
     trusting,
-    with_excess,
 )
 from tests.reference import tail_prior as oracle
 
@@ -89,11 +90,21 @@ def test_rank_is_the_distribution_function_of_the_truncated_normal():
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
-def test_shape_is_trusted_where_ranks_are_even_and_not_where_they_are_bent(power):
+def test_shape_is_trusted_where_ranks_are_even_and_a_network_where_they_are_bent(power):
     even = (np.arange(400) + 0.5) / 400
     counts = np.histogram(even**power, bins=1024, range=(0, 1))[0]
-    trust = shape_trust(tensor(counts[:, np.newaxis]))
-    assert (trust > 0.95) if power == 1.0 else (trust < 1e-3)
+    distance = shape_distance(tensor(counts[:, np.newaxis]))
+    trust, share = shape_trust(distance, tensor([400])), network_share(distance)
+    if power == 1.0:
+        assert distance < 3 / 1024
+        assert trust > 0.95
+        assert share < 1e-3
+    else:
+        # x^(1/1.5) - x is largest at (2/3)^3.
+        assert float(distance) == pytest.approx((2 / 3) ** 2 - (2 / 3) ** 3, abs=3 / 1024)
+        assert trust < 1e-3
+        assert share == pytest.approx(oracle.share(float(distance)), rel=1e-12)
+        assert share > 0.85
 
 
 def test_true_normal_is_trusted_and_one_of_another_scale_is_not():
@@ -105,6 +116,7 @@ def test_true_normal_is_trusted_and_one_of_another_scale_is_not():
     true, other = (fitted(rows, observed, model=model) for model in (normal(), wrong))
     assert true.trust[0] > 0.1
     assert other.trust[0] < 1e-6
+    assert true.share[0] < 0.1 < 0.9 < other.share[0]
 
 
 def test_prior_is_the_oracles():
@@ -115,9 +127,11 @@ def test_prior_is_the_oracles():
         r = oracle.reliability(rows, observed, j, LOCATION, COVARIANCE, *own)
         assert 0.1 < r < 0.95
         assert prior.reliability[j] == pytest.approx(r, rel=1e-9)
-        w = oracle.trust(rows, observed, j, LOCATION, COVARIANCE, *own)
-        assert 1e-3 < w < 1
-        assert prior.trust[j] == pytest.approx(w, rel=1e-8)
+        D, n = oracle.distance(rows, observed, j, LOCATION, COVARIANCE, *own)
+        assert 1e-3 < oracle.trust(D, n) < 1
+        assert prior.trust[j] == pytest.approx(oracle.trust(D, n), rel=1e-8)
+        assert 0.05 < oracle.share(D) < 0.99
+        assert prior.share[j] == pytest.approx(oracle.share(D), rel=1e-8)
         assert prior.reach[j] == pytest.approx(oracle.reach(rows, observed, j, *own), rel=1e-12)
         g = oracle.mean_excess(rows, observed, j, *own)
         assert prior.mean_excess[j] == pytest.approx(g, rel=1e-12)
@@ -125,16 +139,18 @@ def test_prior_is_the_oracles():
 
 def test_imputations_are_the_oracles():
     rows, observed = table()
-    prior = fitted(rows, observed)
-    ours = reflected(tensor(rows), limits(), prior).numpy()
+    prior, network = fitted(rows, observed), rows + 0.3
+    model = shared(tensor(rows), tensor(network), prior)
+    drawn_in = reflected(model, limits(), prior)
+    ours = trusting(drawn_in, tensor(rows), prior).numpy()
     for j in np.flatnonzero(HARD):
-        own = [float(part[j]) for part in (prior.reliability, prior.reach, prior.mean_excess)]
-        theirs = [oracle.drawn_in(value, SIDE[j], THRESHOLD[j], *own) for value in rows[:, j]]
+        r, w, q, A, g = (float(part[j]) for part in prior)
+        pairs = zip(rows[:, j], network[:, j], strict=True)
+        theirs = [oracle.imputed(*pair, q, w, SIDE[j], THRESHOLD[j], r, A, g) for pair in pairs]
         assert_allclose(ours[:, j], theirs, rtol=1e-12)
-        w, other = float(prior.trust[j]), rows[:, j] + 0.3
-        mixed = trusting(tensor(ours), tensor(rows + 0.3), prior)[:, j]
-        assert_allclose(mixed, w * other + (1 - w) * ours[:, j], rtol=1e-12)
-    assert_array_equal(ours[:, 2], rows[:, 2])
+    # Without a limit the network is all.
+    assert_array_equal(model[:, 2], network[:, 2])
+    assert_array_equal(drawn_in[:, 2], network[:, 2])
 
 
 @pytest.mark.parametrize("r", [0.0, 0.3, 0.8])
@@ -142,7 +158,7 @@ def test_mean_excess_is_a_geometric_then_an_arithmetic_mixture_of_model_and_refl
     """r g^(r^2) A^(1-r^2) + (1 - r) A, whatever the spread of the excesses."""
     values = 0.5 + np.array([[0.1], [0.7], [2.2]])
     mechanism = limits([1.0], [0.5])
-    prior = TailPrior(tensor([r]), tensor([0.0]), tensor([2.5]), tensor([1.0]))
+    prior = TailPrior(*map(tensor, ([r], [0.0], [0.0], [2.5], [1.0])))
     ours = excess(reflected(tensor(values), mechanism, prior), mechanism).mean()
     assert ours == pytest.approx(r * 2.5 ** (1 - r**2) + (1 - r) * 2.5, rel=1e-12)
     # With a reach of g the mean is kept, and with r = 1 every value would be.
@@ -153,7 +169,7 @@ def test_mean_excess_is_a_geometric_then_an_arithmetic_mixture_of_model_and_refl
 def test_reliability_of_one_leaves_the_model_alone_and_zero_is_the_reflection():
     rows = tensor([[-3.0, -3.0], [0.9, 0.9], [2.0, 2.0]])
     mechanism = limits([1.0, 1.0], [0.5, 0.5])
-    prior = TailPrior(*map(tensor, ([1.0, 0.0], [0.0, 0.0], [2.0, 2.0], [0.7, 0.7])))
+    prior = TailPrior(*map(tensor, ([1, 0], [0, 0], [0, 0], [2.0, 2.0], [0.7, 0.7])))
     ours = reflected(rows, mechanism, prior)
     assert torch.equal(ours[:, 0], rows[:, 0])
     assert_allclose(ours[:, 1], 2.5, rtol=1e-14)
@@ -241,17 +257,3 @@ def test_shifted_rescaled_and_mirrored_columns_are_drawn_alike():
     ours = reflected(tensor(rows * factor + offset), moved, other)
     theirs = reflected(tensor(rows), limits(), plain)
     assert_allclose((ours.numpy() - offset) / factor, theirs, rtol=1e-9, atol=1e-12)
-
-
-def test_prior_for_other_imputations_has_their_mean_excess_and_the_same_reliability():
-    rows, observed = table()
-    prior = fitted(rows, observed)
-    others = np.where(observed, rows, rows + 0.7 * SIDE)
-    ours = with_excess(prior, *excess_sums(tensor(others), tensor(observed), limits()))
-    theirs = fitted(others, observed)
-    assert torch.equal(ours.reach, prior.reach)
-    assert torch.equal(ours.reliability, prior.reliability)
-    assert_allclose(ours.mean_excess, theirs.mean_excess, rtol=1e-12)
-    assert (ours.mean_excess > prior.mean_excess)[torch.as_tensor(HARD)].all()
-    nothing = with_excess(prior, *excess_sums(tensor(others), tensor(observed | HARD), limits()))
-    assert_array_equal(nothing.reliability, 1.0)

@@ -7,10 +7,12 @@ E is a completed row, L the inverse of the covariance, lam = phi / Phi:
    prediction p = m - sd lam((b_j - m) / sd). The rank u of x is where it stands in that
    truncated normal, counted from the far end, in 1024 even intervals; D is the distance of
    Kolmogorov and Smirnov of the ranks from the even distribution, P the limiting probability of
-   a larger one. w = P exp(-(D / .08)^2), r_j = clip(corr(p, x), 0, 1).
-5. e = max(E - b_j, 0), A_j = b_j - mean of the observed cells;
-   y = b_j + e (A_j / mean e)^(1 - r_j^2);  z = r_j y + (1 - r_j) (b_j + A_j);
-   imputation = w x' + (1 - w) z with x' what the normal imputes.
+   a larger one. w = P exp(-(D / .08)^2), q = 1 - exp(-(D / .1)^2), r_j = clip(corr(p, x), 0, 1).
+5. x' is what the normal imputes and x'' what a network does; E = q x'' + (1 - q) x', or x' without
+   a network; e = max(E - b_j, 0), A_j = b_j - mean of the observed cells, g the mean over the
+   missing cells of max(x' - b_j, 0);
+   y = b_j + e (A_j / g)^(1 - r_j^2);  z = r_j y + (1 - r_j) (b_j + A_j);
+   imputation = w x' + (1 - w) z.
 
 The prediction is conditioned in the textbook form, without the cell, and truncated by SciPy.
 """
@@ -52,13 +54,22 @@ def reliability(completed, observed, j, location, covariance, side, threshold):
     return float(np.clip(np.corrcoef(guesses, [row[j] for row in rows])[0, 1], 0, 1))
 
 
-def trust(completed, observed, j, location, covariance, side, threshold):
-    """w."""
+def distance(completed, observed, j, location, covariance, side, threshold):
+    """D and the number of ranks."""
     rows = [row for row, seen in zip(completed, observed, strict=True) if seen[j]]
     ranks = [rank(row, j, location, covariance, side, threshold) for row in rows]
     counts, edges = np.histogram(ranks, bins=1024, range=(0, 1))
-    distance = np.abs(np.cumsum(counts) / len(ranks) - edges[1:]).max()
-    return kstwobign.sf(len(ranks) ** 0.5 * distance) * np.exp(-((distance / 0.08) ** 2))
+    return np.abs(np.cumsum(counts) / len(ranks) - edges[1:]).max(), len(ranks)
+
+
+def trust(D, n):
+    """w."""
+    return kstwobign.sf(n**0.5 * D) * np.exp(-((D / 0.08) ** 2))
+
+
+def share(D):
+    """q."""
+    return 1 - np.exp(-((D / 0.1) ** 2))
 
 
 def reach(completed, observed, j, side, threshold):
@@ -78,6 +89,8 @@ def drawn_in(value, side, threshold, r, A, g):
     return r * y + (1 - r) * (threshold + side * A)
 
 
-def imputed(value, normal, w, side, threshold, r, A, g):
-    """What the cell becomes, if the normal imputes it by ``normal``."""
-    return w * normal + (1 - w) * drawn_in(value, side, threshold, r, A, g)
+def imputed(normal, network, q, w, side, threshold, r, A, g):
+    """What the cell becomes, if the normal imputes it by ``normal`` and a network by ``network``."""
+    return w * normal + (1 - w) * drawn_in(
+        q * network + (1 - q) * normal, side, threshold, r, A, g
+    )
