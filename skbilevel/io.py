@@ -47,6 +47,8 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
     ------
     ImportError
         If skops is not installed; it comes with the extra ``io``.
+    TypeError
+        If a parameter is a torch module, which only pickle can store. Nothing is written.
 
     Examples
     --------
@@ -58,10 +60,17 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
     ...     io.load(path)
     GaussianImputer(robust=True)
     """
-    _skops_io().dump(estimator, path)
+    skops_io = _skops_io()
+    try:
+        skops_io.dump(estimator, path)
+    except RuntimeError as error:
+        raise TypeError(
+            f"{type(estimator).__name__} holds an object that cannot be stored without pickle, a "
+            "torch module for example, as a parameter; use pickle for it."
+        ) from error
     with ZipFile(path, "a") as archive:
         archive.writestr(_VERSION_MEMBER, skbilevel.__version__)
-    foreign = sorted(set(_skops_io().get_untrusted_types(file=path)) - set(TRUSTED_TYPES))
+    foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(TRUSTED_TYPES))
     if foreign:
         warnings.warn(
             f"The file holds types that load will only read with trusted={foreign}.",

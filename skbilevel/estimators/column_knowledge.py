@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,22 @@ def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) ->
     if unknown:
         raise ValueError(f"distribution must be of {DISTRIBUTIONS}, got {unknown}.")
     return tuple(name for name, is_kept in zip(names, kept, strict=True) if is_kept)
+
+
+def by_name(
+    parameter: str, value: ArrayLike | Mapping[str, float] | None, names: Sequence[str], rest: float
+) -> ArrayLike | None:
+    """A dict from names of features to numbers as an array of all, with ``rest`` elsewhere."""
+    if not isinstance(value, Mapping):
+        return value
+    position = {str(name): j for j, name in enumerate(names)}
+    unknown = [key for key in value if key not in position]
+    if unknown:
+        raise ValueError(f"{parameter} names {unknown}, which are no features of X.")
+    numbers: list[Any] = [rest] * len(names)
+    for key, number in value.items():
+        numbers[position[key]] = number
+    return numbers
 
 
 def by_column(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skbilevel._sklearn import StrOptions, check_is_fitted
+from skbilevel.estimators.column_knowledge import by_name
 from skbilevel.estimators.imputer import Floats
 from skbilevel.estimators.latent_imputer import LatentVariableImputer
 from skbilevel.estimators.latent_missing import LINKS
@@ -51,12 +52,12 @@ class NotMIWAEImputer(LatentVariableImputer):
           of the data, to log odds of being missing of the same shape. While training, discrete
           columns hold values between their own, so that there is a gradient. A module is copied,
           put into evaluation mode and trained with the rest.
-    signs : int or array-like of shape (n_features,), default=None
+    signs : int, array-like of shape (n_features,) or dict, default=None
         1 where high values are missing, -1 where low ones are, 0 where the value does not
-        matter.
-    limits : float or array-like of shape (n_features,), default=None
-        Known limits for "censored", in the units of the data; NaN where a limit is not known.
-        Signs follow from them where all observed values are on one side.
+        matter. A dict has names of features as keys; the others are 0.
+    limits : float, array-like of shape (n_features,) or dict, default=None
+        Known limits for "censored", in the units of the data; NaN where a limit is not known,
+        or no key of a dict. Signs follow from them where all observed values are on one side.
     link : {"probit", "logit"}, default="probit"
         Of self-masking. A slope found by EM stays as it is with "probit" and starts the training
         of the logistic function with "logit".
@@ -64,8 +65,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         Beyond an estimated or known limit nothing is observed, and how far the values reach is
         extrapolated. "reflection" draws what is imputed towards the trivial guess, as far
         beyond the limit as the observed values lie within it on average, by how little the other
-        columns predict the column; and averages a network with the normal. It holds for mean
-        and median, not for quantiles and draws.
+        columns predict the column; and takes from a network as much as the normal has the wrong
+        shape up to the limit. It holds for mean and median, not for quantiles and draws.
     decoder : {"residual", "linear", "mlp", "conv"}, default="residual"
         What maps the latent code to the columns. "residual" is a line and a network on top of it
         that starts at zero; "mlp" is a network alone; "conv" one for images. "linear" with
@@ -190,8 +191,8 @@ class NotMIWAEImputer(LatentVariableImputer):
     _parameter_constraints: dict = {  # noqa: RUF012
         **LatentVariableImputer._parameter_constraints,
         "mechanism": [StrOptions(set(MECHANISMS)), callable],
-        "signs": [None, "array-like", Real],
-        "limits": [None, "array-like", Real],
+        "signs": [None, "array-like", Real, dict],
+        "limits": [None, "array-like", Real, dict],
         "link": [StrOptions(set(LINKS))],
         "tail_prior": [None, StrOptions({"reflection"})],
     }
@@ -200,8 +201,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         self,
         *,
         mechanism: Any = "auto",
-        signs: ArrayLike | None = None,
-        limits: ArrayLike | None = None,
+        signs: ArrayLike | Mapping[str, float] | None = None,
+        limits: ArrayLike | Mapping[str, float] | None = None,
         link: str = "probit",
         tail_prior: str | None = "reflection",
         decoder: str = "residual",
@@ -257,14 +258,15 @@ class NotMIWAEImputer(LatentVariableImputer):
 
     def _plan(self, X: Floats) -> Plan:
         named = isinstance(self.mechanism, str)
+        features = self._names(np.ones_like(self.empty_features_))
         return planned(
             self,
             X,
             self._names(~self.empty_features_),
             mechanism=self.mechanism if named else "own",
             own=None if named else self.mechanism,
-            signs=self.signs,
-            limits=self.limits,
+            signs=by_name("signs", self.signs, features, 0.0),
+            limits=by_name("limits", self.limits, features, np.nan),
             link=self.link,
             tail_prior=self.tail_prior,
         )
