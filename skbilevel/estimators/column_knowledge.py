@@ -31,7 +31,10 @@ def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) ->
 
 
 def by_name(
-    parameter: str, value: ArrayLike | Mapping[str, float] | None, names: Sequence[str], rest: float
+    parameter: str,
+    value: ArrayLike | Mapping[str, float] | None,
+    names: Sequence[str],
+    rest: float,
 ) -> ArrayLike | None:
     """A dict from names of features to numbers as an array of all, with ``rest`` elsewhere."""
     if not isinstance(value, Mapping):

@@ -62,6 +62,14 @@ class Fit(NamedTuple):
     n_observed: np.ndarray
 
 
+def has_many_cells(n_observed: np.ndarray) -> bool:
+    """Whether a covariance needs no shrinkage, from the observed cells of each column (d,).
+
+    Cells count, not rows: a long table with many holes says little.
+    """
+    return bool(n_observed.mean() >= _CELLS_PER_COVARIANCE * len(n_observed))
+
+
 def candidate_families(settings: Settings, n_rows: int, n_observed: np.ndarray) -> list[Family]:
     """The families to choose from in the order of the path; only one if nothing is "auto".
 
@@ -128,8 +136,7 @@ def _shrinkage_candidates(
 ) -> list[dict[str, Any]]:
     if settings.shrinkage != "auto":
         return [{"shrinkage": settings.shrinkage}]
-    # Observed cells count, not rows: a long table with many holes says little.
-    if n_observed.mean() >= _CELLS_PER_COVARIANCE * len(n_observed):
+    if has_many_cells(n_observed):
         return [{"shrinkage": _LEAST_SHRINKAGE}]
     return [{"shrinkage": shrinkage} for shrinkage in _SHRINKAGES]
 

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 
 from skbilevel.estimators.block_em import maximum_likelihood
-from skbilevel.estimators.gaussian_choice import Settings, candidate_families, choose
+from skbilevel.estimators.gaussian_choice import (
+    Settings,
+    candidate_families,
+    choose,
+    has_many_cells,
+)
 from skbilevel.estimators.linear_model import NO_LIMIT, LinearModel
 from skbilevel.estimators.mechanism_choice import choose as choose_mechanism
 from skbilevel.estimators.mechanism_choice import known_class
@@ -22,8 +27,7 @@ from skbilevel.estimators.mechanism_slope import known_sign
 from skbilevel.estimators.mechanism_start import hard_limits
 from skbilevel.numerics.observed import drawn_rows
 from skbilevel.numerics.row_groups import StandardizedRows
-from skbilevel.objectives.family import Family
-from skbilevel.objectives.normal import NormalFamily, NormalParameters
+from skbilevel.objectives.normal import NormalParameters
 from skbilevel.objectives.self_masking import SelfMasking
 
 # Sites are kept for all rows of a fit, whose memory would grow with them: a normal of a few dozen
@@ -110,35 +114,26 @@ def thinned(table: Table, rng: np.random.RandomState) -> Table:
     return table._replace(X=table.X[drawn_rows(table.X, MOST_ROWS, rng)])
 
 
-def _families(table: Table) -> list[Family]:
-    """The normals that `GaussianImputer` chooses from: one, where cells abound."""
-    n_observed = np.count_nonzero(~np.isnan(table.X), axis=0)
-    return candidate_families(Settings("full", False, "auto", "auto"), len(table.X), n_observed)
+def shrinkage(X: np.ndarray) -> float:
+    """Weight of the prior of the covariance beside a mechanism, in rows; 0 where cells abound.
 
-
-def _limits(loop: Loop) -> dict[str, Any]:
-    return {"max_iter": loop.max_iter, "tol": loop.tol, "n_jobs": None}
-
-
-def _shrinkage(table: Table, loop: Loop) -> float:
-    """What `GaussianImputer` shrinks the covariance by, in rows: as wide a table is as poor in
-    cells for a normal with a mechanism."""
-    families = _families(table)
-    if len(families) == 1:
-        return 0.0
-    chosen, _ = choose(
-        families, table.X, table.rows(), loop.rng, _limits(loop), lambda fit: False
-    )
-    assert isinstance(chosen, NormalFamily)
-    return chosen.shrinkage
+    It is d^2 / n for d columns with n observed cells each, on average. The choice on held-out
+    cells of `GaussianImputer` is of no use here: what extrapolates beyond a limit is not what
+    imputes within it.
+    """
+    n_observed = np.count_nonzero(~np.isnan(X), axis=0)
+    return 0.0 if has_many_cells(n_observed) else float(X.shape[1] ** 2 / n_observed.mean())
 
 
 def _missing_at_random(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     """The normal as `GaussianImputer` fits it."""
-    rows, n_columns, limits = table.rows(), table.X.shape[1], _limits(loop)
-    family, start = choose(
-        _families(table), table.X, rows, loop.rng, limits, lambda fit: False
+    rows, n_columns = table.rows(), table.X.shape[1]
+    n_observed = np.count_nonzero(~np.isnan(table.X), axis=0)
+    families = candidate_families(
+        Settings("full", False, "auto", "auto"), len(table.X), n_observed
     )
+    limits: dict[str, Any] = {"max_iter": loop.max_iter, "tol": loop.tol, "n_jobs": None}
+    family, start = choose(families, table.X, rows, loop.rng, limits, lambda fit: False)
 
     def fit_of(result: Any) -> LinearFit:
         parameters = NormalParameters(result.inner.location, result.inner.covariance)
@@ -169,7 +164,7 @@ def _with_mechanism(
         mechanism,
         max_iter=loop.max_iter,
         tol=loop.tol,
-        shrinkage=_shrinkage(table, loop),
+        shrinkage=shrinkage(table.X),
         on_step=lambda current: loop.on_step(lambda: fit_of(current())),
     )
     return fit_of(result)

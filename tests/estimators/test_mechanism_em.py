@@ -175,3 +175,13 @@ def test_row_with_nothing_observed_gets_the_truncated_mean_of_the_column():
     model = LinearModel(parameters, hard, np.zeros(2), np.ones(2), LIMIT)
     row = model.completed(np.full((1, 2), np.nan))
     assert_allclose(row, [[truncated_mean(0.0, 1.0, 0.5, 1.0), 0.0]], atol=1e-9)
+
+
+def test_prior_of_the_covariance_weighs_as_many_rows_of_uncorrelated_columns():
+    """On complete rows: the closed form, with the ridge of .001."""
+    X, _ = rows_with_one_hole(n_rows=50)
+    none = mechanism([0.0] * 3, [0.0] * 3, [1.0] * 3)
+    fit, _ = fitted(X, none, limit=np.inf, shrinkage=7.0)
+    correlation = np.corrcoef(X.T)
+    expected = (50 * correlation + 7 * np.eye(3)) / 57 + 1e-3 * np.eye(3)
+    assert_allclose(fit.parameters.covariance, expected, rtol=1e-10)

@@ -500,7 +500,9 @@ def test_network_shares_a_limit_with_the_normal_and_is_drawn_to_the_reflection()
         A = oracle.reach(X, ~MISSING, j, side, threshold)
         g = oracle.mean_excess(normal, ~MISSING, j, side, threshold)
         pairs = zip(normal[rows, j], alone[rows, j], strict=True)
-        expected = [oracle.imputed(*pair, shares[j], w, side, threshold, r, A, g) for pair in pairs]
+        expected = [
+            oracle.imputed(*pair, shares[j], w, side, threshold, r, A, g) for pair in pairs
+        ]
         assert_allclose(ours[rows, j], expected, rtol=1e-6)
     assert 0.05 < shares[:2].min() < shares[:2].max() < 0.999
     assert_array_equal(ours[:, 2], alone[:, 2])

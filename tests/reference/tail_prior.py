@@ -90,7 +90,7 @@ def drawn_in(value, side, threshold, r, A, g):
 
 
 def imputed(normal, network, q, w, side, threshold, r, A, g):
-    """What the cell becomes, if the normal imputes it by ``normal`` and a network by ``network``."""
+    """What the cell becomes, if ``normal`` and ``network`` are what the two impute."""
     return w * normal + (1 - w) * drawn_in(
         q * network + (1 - q) * normal, side, threshold, r, A, g
     )
