@@ -13,12 +13,7 @@ import numpy as np
 import torch
 
 from skbilevel.estimators.block_em import maximum_likelihood
-from skbilevel.estimators.gaussian_choice import (
-    Settings,
-    candidate_families,
-    choose,
-    has_many_cells,
-)
+from skbilevel.estimators.gaussian_choice import Settings, candidate_families, choose
 from skbilevel.estimators.linear_model import NO_LIMIT, LinearModel
 from skbilevel.estimators.mechanism_choice import choose as choose_mechanism
 from skbilevel.estimators.mechanism_choice import known_class
@@ -114,17 +109,6 @@ def thinned(table: Table, rng: np.random.RandomState) -> Table:
     return table._replace(X=table.X[drawn_rows(table.X, MOST_ROWS, rng)])
 
 
-def shrinkage(X: np.ndarray) -> float:
-    """Weight of the prior of the covariance beside a mechanism, in rows; 0 where cells abound.
-
-    It is d^2 / n for d columns with n observed cells each, on average. The choice on held-out
-    cells of `GaussianImputer` is of no use here: what extrapolates beyond a limit is not what
-    imputes within it.
-    """
-    n_observed = np.count_nonzero(~np.isnan(X), axis=0)
-    return 0.0 if has_many_cells(n_observed) else float(X.shape[1] ** 2 / n_observed.mean())
-
-
 def _missing_at_random(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     """The normal as `GaussianImputer` fits it."""
     rows, n_columns = table.rows(), table.X.shape[1]
@@ -164,7 +148,6 @@ def _with_mechanism(
         mechanism,
         max_iter=loop.max_iter,
         tol=loop.tol,
-        shrinkage=shrinkage(table.X),
         on_step=lambda current: loop.on_step(lambda: fit_of(current())),
     )
     return fit_of(result)
@@ -174,7 +157,7 @@ def _censored(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     table = thinned(table, loop.rng)
     Z = table.standardized()
     if knowledge.side is None:
-        choice = known_class(table.rows(), Z, "censored", loop.rng)
+        choice = known_class(Z, "censored", loop.rng)
         side, evidence = choice.mechanism.side.numpy(), choice.gaps
     else:
         side, evidence = knowledge.side, {}
@@ -185,19 +168,19 @@ def _censored(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
 def _self_masking_known(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     assert knowledge.side is not None
     table = thinned(table, loop.rng)
-    fit = known_sign(table.rows(), table.standardized(), knowledge.side, loop.rng)
+    fit = known_sign(table.standardized(), knowledge.side, loop.rng)
     return _with_mechanism(table, fit.mechanism, "self_masking", loop, {})
 
 
 def _self_masking(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     table = thinned(table, loop.rng)
-    choice = known_class(table.rows(), table.standardized(), "self_masking", loop.rng)
+    choice = known_class(table.standardized(), "self_masking", loop.rng)
     return _with_mechanism(table, choice.mechanism, "self_masking", loop, choice.gaps)
 
 
 def _auto(table: Table, knowledge: Knowledge, loop: Loop) -> LinearFit:
     few = thinned(table, loop.rng)
-    choice = choose_mechanism(few.rows(), few.standardized(), loop.rng)
+    choice = choose_mechanism(few.standardized(), loop.rng)
     if choice.name == "mar":
         # Without sites there is nothing that grows with the rows.
         fit = _missing_at_random(table, knowledge, loop)

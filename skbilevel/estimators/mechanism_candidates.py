@@ -15,6 +15,9 @@ insight
     not normal looks like one that lost its tail, which shows in the gain. But if its values
     decided what is missing, the columns that predict the values would predict the mask, and the
     mechanism tells in which way: better than a regression that has to learn it.
+
+Where cells are few for the number of columns, a normal follows what it has imputed itself, and
+gain and insight are credulous. There both are taken of rows that the fit has not seen.
 """
 
 from typing import NamedTuple
@@ -22,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import scale as standardized
 
 from skbilevel.estimators.linear_model import NO_LIMIT, LinearModel
@@ -39,9 +42,10 @@ from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.mask_evidence import insight, log_mask_at_rates
 from skbilevel.objectives.normal import NormalParameters, precision
 from skbilevel.objectives.self_masked_normal import projected
+from skbilevel.objectives.self_masking import SelfMasking
 
-# A column with fewer cells says nothing about why they are missing.
-_FEWEST_MISSING, _FEWEST_OBSERVED = 10, 20
+# With so many observed cells in each column for every column, on average, a fit may judge itself.
+_MANY_CELLS = 20
 # A column of fewer values follows the others: by itself it would be taken for its shape.
 _FEWEST_VALUES, _FEWEST_TO_PICK = 2, 5
 # The order of candidates shows on this many rows, after this many iterations.
@@ -49,6 +53,13 @@ _MOST_ROWS, ITERATIONS = 2000, 30
 # Where a soft mechanism starts: as wide as half a standard deviation.
 _SOFT_WIDTH = 0.5
 _FOLDS = 5
+
+
+class Fewest(NamedTuple):
+    """A column with fewer missing or observed cells says nothing about why they are missing."""
+
+    missing: int
+    observed: int
 
 
 class Form(NamedTuple):
@@ -68,14 +79,27 @@ class Candidate(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Rows (n, d) that candidates are compared on, the number of missing cells of the columns
-    that can have a mechanism and 0 elsewhere, (d,), those that can have one of their own, and the
-    fit of missing at random."""
+    """What candidates are compared on.
+
+    Attributes
+    ----------
+    Z : ndarray of shape (n, d)
+        Standardised rows, pulled in.
+    n_missing : ndarray of shape (d,)
+        Missing cells of the columns that can have a mechanism, 0 of the others.
+    can_differ : ndarray of shape (d,)
+        Columns that can have one of their own.
+    mar : MechanismFit
+        Of missing at random.
+    few_cells : bool
+        Whether candidates are judged on rows that their fit has not seen.
+    """
 
     Z: np.ndarray
     n_missing: np.ndarray
     can_differ: np.ndarray
     mar: MechanismFit
+    few_cells: bool
 
 
 def uniform(columns: np.ndarray, side: float, hard: bool) -> Form:
@@ -83,14 +107,9 @@ def uniform(columns: np.ndarray, side: float, hard: bool) -> Form:
     return Form(side * columns, columns & hard)
 
 
-def thinned(
-    data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState
-) -> tuple[StandardizedRows, np.ndarray]:
+def thinned(Z: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """The rows, or as many of them as candidates are compared on."""
-    if len(Z) <= _MOST_ROWS:
-        return data, Z
-    Z = Z[drawn_rows(Z, _MOST_ROWS, rng)]
-    return as_they_are(Z), Z
+    return Z if len(Z) <= _MOST_ROWS else Z[drawn_rows(Z, _MOST_ROWS, rng)]
 
 
 def as_they_are(Z: np.ndarray) -> StandardizedRows:
@@ -98,18 +117,20 @@ def as_they_are(Z: np.ndarray) -> StandardizedRows:
     return StandardizedRows(Z, np.zeros(Z.shape[1]), np.ones(Z.shape[1]))
 
 
-def sampled(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) -> Sample:
+def sampled(Z: np.ndarray, rng: np.random.RandomState, fewest: Fewest) -> Sample:
     """At most a few thousand rows, pulled in by the normal of missing at random."""
-    data, Z = thinned(data, Z, rng)
-    fit = fit_self_masked(data, hard_limits(Z, 0.0), max_iter=ITERATIONS)
+    Z = thinned(Z, rng)
+    fit = fit_self_masked(as_they_are(Z), hard_limits(Z, 0.0), max_iter=ITERATIONS)
     n_missing = np.count_nonzero(np.isnan(Z), axis=0)
+    n_observed = len(Z) - n_missing
     n_values = np.array([len(np.unique(column[~np.isnan(column)])) for column in Z.T])
-    tells = (n_missing >= _FEWEST_MISSING) & (len(Z) - n_missing >= _FEWEST_OBSERVED)
+    tells = (n_missing >= fewest.missing) & (n_observed >= fewest.observed)
     n_missing = n_missing * (tells & (n_values >= _FEWEST_VALUES))
     if n_missing.any():
         Z = _pulled_in(Z, fit.parameters)
         fit = fitted(Z, uniform(n_missing > 0, 0.0, False))
-    return Sample(Z, n_missing, n_values >= _FEWEST_TO_PICK, fit)
+    few = bool(n_observed.mean() < _MANY_CELLS * Z.shape[1])
+    return Sample(Z, n_missing, n_values >= _FEWEST_TO_PICK, fit, few)
 
 
 @torch.inference_mode()
@@ -122,9 +143,12 @@ def _pulled_in(Z: np.ndarray, parameters: NormalParameters) -> np.ndarray:
     return rows
 
 
-def fitted(Z: np.ndarray, form: Form, max_iter: int = ITERATIONS) -> MechanismFit:
+def fitted(
+    Z: np.ndarray, form: Form, max_iter: int = ITERATIONS, hard: SelfMasking | None = None
+) -> MechanismFit:
     """A form on rows that are pulled in; hard limits stay where they are."""
-    is_soft, hard = (form.side != 0) & ~form.is_hard, hard_limits(Z, form.side)
+    is_soft = (form.side != 0) & ~form.is_hard
+    hard = hard_limits(Z, form.side) if hard is None else hard
     width = np.where(is_soft, _SOFT_WIDTH, 1.0)
     soft = self_masking(form.side, normal_limits(Z, form.side), width)
     start = with_limits(soft, hard, form.is_hard)
@@ -136,22 +160,66 @@ def fitted(Z: np.ndarray, form: Form, max_iter: int = ITERATIONS) -> MechanismFi
 def candidate(Z: np.ndarray, form: Form, mar: MechanismFit) -> Candidate:
     """A form with its fit and the evidence for it."""
     fit = fitted(Z, form)
+    return Candidate(form, fit, gain(Z, form, fit, mar), _insight(Z, fit))
+
+
+class Fold(NamedTuple):
+    """Rows that were held out, the others, and log p(x_o) of the former by missing at random."""
+
+    held_out: np.ndarray
+    rest: np.ndarray
+    at_random: float
+
+
+def folds(sample: Sample, rng: np.random.RandomState) -> list[Fold]:
+    """Folds to judge candidates by rows that their fit has not seen."""
+    splits = KFold(_FOLDS, shuffle=True, random_state=rng).split(sample.Z)
+    none = uniform(sample.n_missing > 0, 0.0, False)
+    parts = ((sample.Z[fold], sample.Z[rest]) for rest, fold in splits)
+    return [Fold(*pair, _log_evidence(pair[0], fitted(pair[1], none))) for pair in parts]
+
+
+def judged_by(folds: list[Fold], judged: Candidate, Z: np.ndarray) -> Candidate:
+    """The candidate with gain and insight of the rows held out."""
+    form, hard = judged.form, hard_limits(Z, judged.form.side)
+    gained, insights = -_at_rates(Z, form), np.zeros(Z.shape[1])
+    for fold in folds:
+        fit = fitted(fold.rest, form, hard=hard)
+        gained += _log_evidence(fold.held_out, fit) - fold.at_random
+        insights += _insight(fold.held_out, fit)
+    return judged._replace(gain=gained, insight=insights)
+
+
+def _insight(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
     rows, missing = torch.from_numpy(completed(Z, fit)), torch.from_numpy(Z).isnan()
-    told = insight(rows, missing, precision(fit.parameters), fit.mechanism)
-    return Candidate(form, fit, gain(Z, form, fit, mar), told.numpy())
+    return insight(rows, missing, precision(fit.parameters), fit.mechanism).numpy()
+
+
+@single_thread()
+def _log_evidence(Z: np.ndarray, fit: MechanismFit) -> float:
+    return float(_in_units_of(Z, fit).log_densities(Z).sum())
 
 
 def gain(Z: np.ndarray, form: Form, fit: MechanismFit, mar: MechanismFit) -> float:
     """log p(x_o, s) in nats over that of missing at random at constant rates."""
+    return float((fit.evidence - mar.evidence) * len(Z)) - _at_rates(Z, form)
+
+
+def _at_rates(Z: np.ndarray, form: Form) -> float:
+    """log p(s) at constant rates of the columns that have a mechanism."""
     at_rates = log_mask_at_rates(torch.from_numpy(Z).isnan()).numpy()
-    return float((fit.evidence - mar.evidence) * len(Z) - at_rates[form.side != 0].sum())
+    return float(at_rates[form.side != 0].sum())
 
 
 @single_thread()
 def completed(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
     """Rows (n, d) that are pulled in with missing cells at their means under a fit."""
+    return _in_units_of(Z, fit).completed(Z)
+
+
+def _in_units_of(Z: np.ndarray, fit: MechanismFit) -> LinearModel:
     zero = np.zeros(Z.shape[1])
-    return LinearModel(fit.parameters, fit.mechanism, zero, zero + 1, NO_LIMIT).completed(Z)
+    return LinearModel(fit.parameters, fit.mechanism, zero, zero + 1, NO_LIMIT)
 
 
 def regression_gains(sample: Sample, rng: np.random.RandomState) -> np.ndarray:

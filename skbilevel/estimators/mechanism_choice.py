@@ -14,23 +14,28 @@ import numpy as np
 
 from skbilevel.estimators.mechanism_candidates import (
     Candidate,
+    Fewest,
     Form,
     Sample,
     candidate,
     completed,
     fitted,
+    folds,
     gain,
+    judged_by,
     regression_gains,
     sampled,
     uniform,
 )
 from skbilevel.estimators.mechanism_start import hard_limits, with_limits
-from skbilevel.numerics.row_groups import StandardizedRows
 from skbilevel.objectives.self_masking import SelfMasking
 
 _SIDES = {1.0: "above", -1.0: "below"}
 _NAMES = {False: "self_masking", True: "censored"}
 _BOTH = (False, True)
+MASK_MODEL = "mar with a model of the mask"
+# What a column needs in order to tell whether it has a mechanism, and which of a known class.
+_TO_TELL, _ANY = Fewest(missing=10, observed=20), Fewest(missing=1, observed=2)
 # The order of candidates for a column by itself shows after this many iterations.
 _COLUMN_ITERATIONS = 15
 
@@ -45,6 +50,8 @@ _FOR_OWN = 0.05
 # and a share of that of missing at random; not for all of it, as that fills in the other cells.
 _SEEN, _PROPOSED, _SHARE = 0.03, 0.1, 0.6
 _ROUNDS = 2
+# Candidates that are judged by rows held out, those of most merit first.
+_MOST_TRIED = 3
 
 
 class Choice(NamedTuple):
@@ -58,26 +65,21 @@ class Choice(NamedTuple):
         Side, threshold and width of every column, in standardised units.
     gaps : dict of str to float
         Evidence of each candidate over that of missing at random at constant rates, in nats per
-        missing cell.
-    mask_gain : float
-        What missing at random gains by a model of the mask, in nats per missing cell.
+        missing cell; `MASK_MODEL` is missing at random with a model of the mask.
     """
 
     name: str
     mechanism: SelfMasking
     gaps: dict[str, float]
-    mask_gain: float
 
 
-def known_class(
-    data: StandardizedRows, Z: np.ndarray, name: str, rng: np.random.RandomState
-) -> Choice:
+def known_class(Z: np.ndarray, name: str, rng: np.random.RandomState) -> Choice:
     """The side of every column, if the mechanism is known to be ``name``.
 
     Parameters
     ----------
-    data, Z : StandardizedRows, ndarray of shape (n, d)
-        Rows and the same standardised, with NaN at missing cells.
+    Z : ndarray of shape (n, d)
+        Standardised rows with NaN at missing cells.
     name : {"censored", "self_masking"}
         What is known.
     rng : RandomState
@@ -86,12 +88,12 @@ def known_class(
     Returns
     -------
     Choice
-        Columns with too few cells to tell are missing at random.
+        Columns of one value are missing at random.
     """
-    sample, kinds = sampled(data, Z, rng), (name == _NAMES[True],)
+    sample, kinds = sampled(Z, rng, _ANY), (name == _NAMES[True],)
     total = sample.n_missing.sum()
     if total == 0:
-        return Choice("mar", hard_limits(Z, 0.0), {}, 0.0)
+        return Choice("mar", hard_limits(Z, 0.0), {})
     candidates = _uniform_candidates(sample, kinds)
     anything = np.full(Z.shape[1], -np.inf)
     form = _own_form(sample, completed(sample.Z, sample.mar), anything, kinds)
@@ -100,16 +102,17 @@ def known_class(
     merits = {
         key: each.gain - _FOR_OWN * total * (key == "own") for key, each in candidates.items()
     }
-    return _choice(candidates, merits, Z, total, 0.0)
+    best = max(merits, key=merits.__getitem__)
+    return _choice(candidates[best], Z, _per_cell(candidates, total))
 
 
-def choose(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) -> Choice:
+def choose(Z: np.ndarray, rng: np.random.RandomState) -> Choice:
     """Missing at random, censored or self-masking, of which side, for every column.
 
     Parameters
     ----------
-    data, Z : StandardizedRows, ndarray of shape (n, d)
-        Rows and the same standardised, with NaN at missing cells.
+    Z : ndarray of shape (n, d)
+        Standardised rows with NaN at missing cells.
     rng : RandomState
         Draws the rows to compare on, where there are many, and the folds of the regressions.
 
@@ -118,10 +121,10 @@ def choose(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) ->
     Choice
         Missing at random unless another candidate is clearly better.
     """
-    sample = sampled(data, Z, rng)
+    sample = sampled(Z, rng, _TO_TELL)
     total = sample.n_missing.sum()
     if total == 0:
-        return Choice("mar", hard_limits(Z, 0.0), {}, 0.0)
+        return Choice("mar", hard_limits(Z, 0.0), {})
     mask_gains = regression_gains(sample, rng)
     candidates = _uniform_candidates(sample, _BOTH)
     merits = {key: _merit(each, mask_gains, sample) for key, each in candidates.items()}
@@ -131,25 +134,27 @@ def choose(data: StandardizedRows, Z: np.ndarray, rng: np.random.RandomState) ->
     if own is not None:
         candidates["own"] = own
         merits["own"] = _merit(own, mask_gains, sample, picked=True) - _FOR_OWN * total
-    return _choice(candidates, merits, Z, total, float(mask_gains.sum() / total))
+    gaps = {**_per_cell(candidates, total), MASK_MODEL: float(mask_gains.sum() / total)}
+    ranked = [key for key in sorted(merits, key=merits.__getitem__) if merits[key] > -np.inf]
+    unseen = folds(sample, rng) if ranked and sample.few_cells else None
+    for key in ranked[: -_MOST_TRIED - 1 : -1]:
+        seen = candidates[key]
+        told = seen if unseen is None else judged_by(unseen, seen, sample.Z)
+        if _merit(told, mask_gains, sample, picked=key == "own") > -np.inf:
+            return _choice(seen, Z, gaps)
+    return Choice("mar", hard_limits(Z, 0.0), gaps)
 
 
-def _choice(
-    candidates: dict[str, Candidate],
-    merits: dict[str, float],
-    Z: np.ndarray,
-    total: int,
-    mask_gain: float,
-) -> Choice:
-    """The candidate of most merit, if any has some; hard limits are those of all rows."""
-    gaps = {key: each.gain / total for key, each in candidates.items()}
-    best = max(merits, key=merits.__getitem__)
-    if merits[best] == -np.inf:
-        return Choice("mar", hard_limits(Z, 0.0), gaps, mask_gain)
-    form, fit = candidates[best].form, candidates[best].fit
+def _per_cell(candidates: dict[str, Candidate], total: int) -> dict[str, float]:
+    return {key: each.gain / total for key, each in candidates.items()}
+
+
+def _choice(best: Candidate, Z: np.ndarray, gaps: dict[str, float]) -> Choice:
+    """A candidate whose hard limits are those of all rows."""
+    form, fit = best.form, best.fit
     name = _NAMES[bool(form.is_hard[form.side != 0].all())]
     mechanism = with_limits(fit.mechanism, hard_limits(Z, form.side), form.is_hard)
-    return Choice(name, mechanism, gaps, mask_gain)
+    return Choice(name, mechanism, gaps)
 
 
 def _merit(

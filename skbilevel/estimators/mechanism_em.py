@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from skbilevel.estimators.gaussian_choice import has_many_cells
 from skbilevel.numerics.row_groups import RowGroup, StandardizedRows
 from skbilevel.numerics.sites import Normal, Sites
 from skbilevel.numerics.threads import single_thread
@@ -88,7 +90,7 @@ def fit_self_masked(
     max_iter: int = 80,
     tol: float = 1e-3,
     limit: float = LIMIT,
-    shrinkage: float = 0.0,
+    shrinkage: float | None = None,
     on_step: Callable[[Callable[[], MechanismFit]], bool] | None = None,
 ) -> MechanismFit:
     """Fit the normal, and on request the mechanism.
@@ -108,8 +110,9 @@ def fit_self_masked(
     limit : float, default=3.0
         Rows with a squared distance of more than this many times their number of observed cells
         are pulled in; inf leaves all as they are.
-    shrinkage : float, default=0.0
-        Weight of the prior of the covariance, in rows, as in `NormalFamily`.
+    shrinkage : float, default=None
+        Weight of the prior of the covariance, in rows, as in `NormalFamily`; None is
+        `prior_rows`.
     on_step : callable, optional
         ``on_step(current) -> stop`` after every iteration; ``current()`` is the result if EM
         ended there.
@@ -122,19 +125,39 @@ def fit_self_masked(
 
     batches = [_start(group) for index in range(len(data)) for group in data[index].groups]
     parameters = _standard_normal(data.shape[1])
+    weight = _prior_rows(batches, data.shape[1]) if shrinkage is None else shrinkage
     observed = _observed_cells(batches, mechanism) if learn else None
     converged, n_iter = False, 0
     while n_iter < max_iter and not converged:
         n_iter += 1
         model = precision(parameters)
         reach = limit if n_iter > _FREE_ITERATIONS else float("inf")
-        parameters, change = _iterate(batches, model, mechanism, reach, shrinkage)
+        parameters, change = _iterate(batches, model, mechanism, reach, weight)
         if observed is not None:
             mechanism = _improved(mechanism, batches, model, observed)
-        converged = n_iter > 1 and change < tol
+        # With rows that are pulled in, the normal is not yet the one that is sought.
+        first = 1 if limit == float("inf") else _FREE_ITERATIONS + 1
+        converged = n_iter > first and change < tol
         if on_step is not None and on_step(result):
             break
     return result()
+
+
+def prior_rows(n_observed: np.ndarray) -> float:
+    """Weight of the prior of the covariance beside a mechanism, in rows; 0 where cells abound.
+
+    It is d^2 / n for d columns with n observed cells each, on average, of the ``n_observed`` (d,).
+    The choice on held-out cells of `GaussianImputer` is of no use here: what extrapolates beyond a
+    limit is not what imputes within it.
+    """
+    return 0.0 if has_many_cells(n_observed) else float(len(n_observed) ** 2 / n_observed.mean())
+
+
+def _prior_rows(batches: list[_Rows], n_columns: int) -> float:
+    n_observed = torch.zeros(n_columns, dtype=torch.float64)
+    for rows in batches:
+        n_observed += rows.group.observed().sum(0)
+    return prior_rows(n_observed.numpy())
 
 
 def _evidence(batches: list[_Rows], parameters: NormalParameters, mechanism: SelfMasking) -> float:

@@ -18,7 +18,6 @@ from skbilevel.estimators.mechanism_candidates import (
 )
 from skbilevel.estimators.mechanism_em import NARROWEST, MechanismFit, fit_self_masked
 from skbilevel.estimators.mechanism_start import hard_limits, normal_limits, self_masking
-from skbilevel.numerics.row_groups import StandardizedRows
 from skbilevel.objectives.normal import left_out, precision
 from skbilevel.objectives.self_masking import SelfMasking, log_probability_terms
 from skbilevel.solvers.separable_newton import Quadratic, newton_step
@@ -32,17 +31,18 @@ _FOR_SOFT = 0.1
 
 
 def known_sign(
-    data: StandardizedRows, Z: np.ndarray, side: np.ndarray | float, rng: np.random.RandomState
+    Z: np.ndarray, side: np.ndarray | float, rng: np.random.RandomState
 ) -> MechanismFit:
     """The mechanism of known side whose slope is learnt.
 
     The steepest stands for a limit at the largest, or smallest, observed value, and is kept
-    unless another is ahead by a margin.
+    unless another is ahead by a margin. A column without a missing cell has a limit, or no
+    mechanism.
 
     Parameters
     ----------
-    data, Z : StandardizedRows, ndarray of shape (n, d)
-        Rows and the same standardised, with NaN at missing cells.
+    Z : ndarray of shape (n, d)
+        Standardised rows with NaN at missing cells.
     side : float or ndarray of shape (d,)
         1 where high values are missing, -1 where low ones are, 0 for missing at random.
     rng : RandomState
@@ -53,14 +53,20 @@ def known_sign(
     MechanismFit
         With the mechanism for all rows, and the normal of those compared on.
     """
-    _, rows = thinned(data, Z, rng)
+    rows = thinned(Z, rng)
     own = np.where(np.isnan(Z).any(axis=0), side, 0.0)
-    steep, *soft = (_with_shared_width(rows, own, width) for width in _WIDTHS)
+    fits: list[MechanismFit] = []
+    for width in _WIDTHS:
+        fits.append(_with_shared_width(rows, own, width))
+        # The evidence has one peak in the slope.
+        if len(fits) > 1 and fits[-1].evidence < fits[-2].evidence:
+            break
+    steep, *soft = fits
     best = max(soft, key=lambda fit: fit.evidence)
     n_missing = np.count_nonzero(np.isnan(rows[:, own != 0]))
     if (best.evidence - steep.evidence) * len(rows) > _FOR_SOFT * n_missing:
         return best
-    return steep._replace(mechanism=hard_limits(Z, own))
+    return steep._replace(mechanism=hard_limits(Z, side))
 
 
 def _with_shared_width(Z: np.ndarray, side: np.ndarray, width: float) -> MechanismFit:

@@ -17,7 +17,7 @@ def self_masking(side: np.ndarray, threshold: np.ndarray, width: np.ndarray) -> 
 def hard_limits(
     Z: np.ndarray, side: np.ndarray | float, limits: np.ndarray | None = None
 ) -> SelfMasking:
-    """A hard limit for every column with missing cells.
+    """A hard limit for every column that has a side.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def hard_limits(
     missing = np.isnan(Z)
     low, high = np.where(missing, np.inf, Z).min(axis=0), np.where(missing, -np.inf, Z).max(axis=0)
     known = np.full(Z.shape[1], np.nan) if limits is None else limits
-    # A limit that is known holds for rows to come, even if no value is beyond it yet.
-    has = (missing.any(axis=0) | ~np.isnan(known)) & (np.broadcast_to(side, Z.shape[1]) != 0)
+    # Also of a column without a missing cell: the limit holds for rows to come.
+    has = np.broadcast_to(side, Z.shape[1]) != 0
     threshold = np.where(np.isnan(known), np.where(np.greater(side, 0), high, low), known)
     width = np.where(np.isnan(known), NARROWEST, 0.0)
     return self_masking(has * side, np.where(has, threshold, 0.0), np.where(has, width, 1.0))

@@ -10,6 +10,7 @@ from skbilevel.numerics.row_groups import row_blocks
 _NORMAL_IQR = 1.3489795003921634
 # Smaller sums of squares have lost digits, or vanished.
 _TINY = 1e-290
+_FEW = 10
 
 
 def mean_and_deviation(
@@ -54,10 +55,12 @@ def drawn_rows(X: np.ndarray, n_rows: int, rng: np.random.RandomState) -> np.nda
     """Indices of rows of ``X`` (n, d), drawn without replacement, ascending.
 
     The rows with the smallest and the largest observed value of each column are always among
-    them: a limit of observed values is one of those.
+    them, as a limit of observed values is one of those, and so are the first ten rows that lack
+    it, as few may.
     """
     ends = [end(column) for column in X.T for end in (np.nanargmin, np.nanargmax)]
-    return np.union1d(rng.choice(len(X), n_rows, replace=False), ends)
+    lacking = [np.flatnonzero(np.isnan(column))[:_FEW] for column in X.T]
+    return np.union1d(rng.choice(len(X), n_rows, replace=False), [*ends, *np.concatenate(lacking)])
 
 
 def _tiny_deviation(differences: np.ndarray) -> float:

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import expit
 from scipy.stats import norm
 from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.model_selection import KFold
 
 from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.estimators.mechanism_candidates import (
+    Fewest,
+    candidate,
+    folds,
+    judged_by,
+    sampled,
+    uniform,
+)
 from skbilevel.estimators.mechanism_choice import choose, known_class
 from skbilevel.estimators.mechanism_em import LIMIT, NARROWEST, fit_self_masked
 from skbilevel.estimators.mechanism_slope import known_sign
@@ -15,6 +25,7 @@ from skbilevel.estimators.mechanism_start import hard_limits
 from skbilevel.metrics import imputation_rmse
 from skbilevel.numerics.observed import mean_and_deviation
 from skbilevel.numerics.row_groups import StandardizedRows
+from skbilevel.objectives.mask_evidence import insight
 
 MASKS = {
     "mcar": lambda A, U, P: U < 0.4,
@@ -45,18 +56,17 @@ def holes(X, masks, seed=0):
     return incomplete
 
 
-def table(X):
-    """What the choice is made from: rows and standardised matrix."""
-    units = mean_and_deviation(X)
-    return StandardizedRows(X, *units), (X - units[0]) / units[1]
+def standardized(X):
+    center, scale = mean_and_deviation(X)
+    return (X - center) / scale
 
 
 def chosen(X, seed=0):
-    return choose(*table(X), np.random.RandomState(seed))
+    return choose(standardized(X), np.random.RandomState(seed))
 
 
 def completed(X, mechanism):
-    data, _ = table(X)
+    data = StandardizedRows(X, *mean_and_deviation(X))
     fit = fit_self_masked(data, mechanism)
     return LinearModel(fit.parameters, mechanism, data.center, data.scale, LIMIT).completed(X)
 
@@ -92,6 +102,53 @@ def test_nothing_is_found_in_skewed_data_that_is_missing_at_random(load, mask):
     assert not choice.mechanism.side.any()
 
 
+@pytest.mark.parametrize(
+    ("shape", "mask"), [((60, 30), "mar"), ((40, 20), "mcar"), ((100, 10), "mar")]
+)
+def test_few_rows_are_not_taken_in_by_their_own_imputations(shape, mask):
+    """Of a table of nearly as many columns as rows a normal explains any mask that it has seen."""
+    for seed in range(2):
+        X = holes(correlated(40 + seed, *shape), [mask] * (shape[1] // 4), 40 + seed)
+        assert chosen(X).name == "mar"
+
+
+def test_limit_is_found_in_few_rows():
+    for seed in range(2):
+        choice = chosen(holes(correlated(40 + seed, 60, 30), ["above"] * 7, 40 + seed))
+        assert choice.name == "censored"
+        assert_array_equal(choice.mechanism.side[:7], 1)
+
+
+def test_candidate_is_judged_by_rows_that_it_has_not_seen():
+    """Evidence and insight of each fold by the fit to the others, summed by hand."""
+    X = holes(correlated(2, 90, 6), ["above"] * 2, 2)
+    sample = sampled(standardized(X), np.random.RandomState(0), Fewest(10, 20))
+    assert sample.few_cells
+    form = uniform(sample.n_missing > 0, 1.0, True)
+    seen = candidate(sample.Z, form, sample.mar)
+    ours = judged_by(folds(sample, np.random.RandomState(1)), seen, sample.Z)
+    gained, insights = 0.0, np.zeros(6)
+    hard, none = hard_limits(sample.Z, form.side), hard_limits(sample.Z, 0.0)
+    splits = KFold(5, shuffle=True, random_state=np.random.RandomState(1)).split(sample.Z)
+    for rest, fold in splits:
+        Z = sample.Z[fold]
+        for sign, mechanism in ((1, hard), (-1, none)):
+            data = StandardizedRows(sample.Z[rest], np.zeros(6), np.ones(6))
+            fit = fit_self_masked(data, mechanism, max_iter=30, limit=np.inf)
+            own = LinearModel(fit.parameters, mechanism, np.zeros(6), np.ones(6), np.inf)
+            gained += sign * own.log_densities(Z).sum()
+            if sign == 1:
+                filled, missing = torch.from_numpy(own.completed(Z)), torch.from_numpy(np.isnan(Z))
+                insights += insight(filled, missing, own.precision, mechanism).numpy()
+    rate = np.isnan(sample.Z).mean(axis=0)[:2]
+    cells = np.array([rate, 1 - rate]) * len(sample.Z)
+    gained -= (cells * np.log([rate, 1 - rate])).sum()
+    assert ours.gain == pytest.approx(gained, rel=1e-9)
+    assert_allclose(ours.insight, insights, rtol=1e-9, atol=1e-12)
+    # It has less insight than into the rows that it was fitted to.
+    assert ours.insight.sum() < 0.8 * seen.insight.sum()
+
+
 def test_soft_mechanism_is_learnt():
     X = correlated(n_rows=1500)
     rng = np.random.default_rng(1)
@@ -113,8 +170,7 @@ def test_mirrored_columns_get_the_mirrored_choice():
         (-1, -1, 1), parts(plain.mechanism), parts(mirrored.mechanism), strict=True
     ):
         assert_allclose(left, sign * right, atol=1e-6)
-    assert plain.mask_gain == pytest.approx(mirrored.mask_gain, abs=1e-6)
-    swapped = {"above": "below", "below": "above", "own": "own"}
+    swapped = {"above": "below", "below": "above", "own": "own", "mask": "mask"}
     for key, gap in plain.gaps.items():
         kind, _, where = key.rpartition(" ")
         assert mirrored.gaps[f"{kind} {swapped[where]}".strip()] == pytest.approx(gap, abs=1e-6)
@@ -125,7 +181,7 @@ def test_every_column_gets_its_own_mechanism():
     choice = chosen(X)
     assert_array_equal(choice.mechanism.side[:3], [1, -1, 0])
     assert_array_equal(choice.mechanism.width[:2], [NARROWEST] * 2)
-    uniform = [gap for key, gap in choice.gaps.items() if key != "own"]
+    uniform = [gap for key, gap in choice.gaps.items() if key.endswith(("above", "below"))]
     assert choice.gaps["own"] > max(uniform)
 
 
@@ -157,9 +213,8 @@ def test_outliers_do_not_decide():
 def test_long_table_is_judged_by_some_of_its_rows_and_limited_by_all():
     X = holes(correlated(6, 3000), ["above"] * 3)
     choice = chosen(X)
-    _, Z = table(X)
     assert choice.name == "censored"
-    assert_allclose(choice.mechanism.threshold[:3], np.nanmax(Z, axis=0)[:3])
+    assert_allclose(choice.mechanism.threshold[:3], np.nanmax(standardized(X), axis=0)[:3])
 
 
 def few_missing(X):
@@ -184,7 +239,7 @@ def test_column_that_tells_nothing_is_missing_at_random(spoil):
     X = correlated(n_rows=200)
     spoil(X)
     choice = chosen(X)
-    assert choice == ("mar", choice.mechanism, {}, 0.0)
+    assert choice == ("mar", choice.mechanism, {})
     assert not choice.mechanism.side.any()
     X[:, 1:3] = holes(X[:, 1:], ["above", "above"])[:, :2]
     assert_array_equal(chosen(X).mechanism.side, [0, 1, 1, 0, 0])
@@ -210,11 +265,11 @@ def test_limit_is_the_largest_or_smallest_observed_value_where_none_is_given():
     nan = np.nan
     Z = np.array([[1.0, nan, 0.5, nan], [nan, -2.0, 0.7, 3.0], [-3.0, 4.0, 0.9, 2.0]])
     side, threshold, width = parts(hard_limits(Z, np.array([1.0, -1.0, 1.0, 0.0])))
-    assert_array_equal(side, [1, -1, 0, 0])
-    assert_array_equal(threshold, [1, -2, 0, 0])
-    assert_array_equal(width, [NARROWEST, NARROWEST, 1, 1])
+    # The third column is complete: its limit holds for rows to come.
+    assert_array_equal(side, [1, -1, 1, 0])
+    assert_array_equal(threshold, [1, -2, 0.9, 0])
+    assert_array_equal(width, [NARROWEST, NARROWEST, NARROWEST, 1])
     given = hard_limits(Z, 1.0, np.array([nan, 9.0, 9.0, nan]))
-    # The third column is complete: a limit that is known holds for rows to come.
     assert_array_equal(given.side, [1, 1, 1, 1])
     assert_array_equal(given.threshold, [1, 9, 9, 3])
     assert_array_equal(given.width, [NARROWEST, 0, 0, NARROWEST])
@@ -227,10 +282,11 @@ def test_limit_is_the_largest_or_smallest_observed_value_where_none_is_given():
 def test_slope_is_learnt_where_the_side_is_known(mask, side):
     X = correlated(8)
     incomplete = holes(X, [mask] * 2)
-    data, Z = table(incomplete)
-    own = known_sign(data, Z, side, np.random.RandomState(0)).mechanism
-    assert_array_equal(own.side, [side] * 2 + [0.0] * 3)
+    Z = standardized(incomplete)
+    own = known_sign(Z, side, np.random.RandomState(0)).mechanism
     is_soft = own.width[:2].numpy() > 0.1
+    # A column without a missing cell has a limit, or no slope that could be learnt.
+    assert_array_equal(own.side, [side] * 2 + [0.0 if is_soft.all() else side] * 3)
     assert is_soft.all() if mask.startswith("soft") else not is_soft.any()
     observed = ~np.isnan(incomplete)
     error, at_random = (
@@ -245,7 +301,7 @@ def test_sides_are_found_where_the_class_is_known(name):
     soft = "soft " if name == "self_masking" else ""
     for where in (["above"] * 2, ["below"] * 2, ["above", "below"]):
         X = holes(correlated(9, 200), [soft + each for each in where])
-        choice = known_class(*table(X), name, np.random.RandomState(0))
+        choice = known_class(standardized(X), name, np.random.RandomState(0))
         assert choice.name == name
         assert_array_equal(choice.mechanism.side[:2], [1 if w == "above" else -1 for w in where])
         is_hard = choice.mechanism.width[:2].numpy() == NARROWEST
@@ -253,5 +309,5 @@ def test_sides_are_found_where_the_class_is_known(name):
 
 
 def test_known_class_without_a_missing_cell_is_no_mechanism():
-    choice = known_class(*table(correlated()), "censored", np.random.RandomState(0))
+    choice = known_class(standardized(correlated()), "censored", np.random.RandomState(0))
     assert choice.name == "mar" and not choice.mechanism.side.any()
