@@ -36,7 +36,11 @@ def by_name(
     names: Sequence[str],
     rest: float,
 ) -> ArrayLike | None:
-    """A dict from names of features to numbers as an array of all, with ``rest`` elsewhere."""
+    """A dict or Series from names of features to numbers as an array of all, with ``rest``
+    elsewhere."""
+    to_dict = getattr(value, "to_dict", None)
+    if to_dict is not None and all(isinstance(key, str) for key in to_dict()):
+        value = to_dict()
     if not isinstance(value, Mapping):
         return value
     position = {str(name): j for j, name in enumerate(names)}
@@ -102,6 +106,15 @@ def known_limits(
     if np.isinf(numbers).any():
         raise ValueError("limits must be finite, or NaN where a limit is not known.")
     return numbers
+
+
+def held_by(dtype: Any, limits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Limits as a table of this dtype can hold them."""
+    with np.errstate(over="ignore"):
+        held = limits.astype(dtype).astype(np.float64)
+    if np.isinf(held).any():
+        raise ValueError(f"limits must be values that {dtype} can hold, as X is.")
+    return held
 
 
 def sides_of_limits(

@@ -155,9 +155,20 @@ def _own(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> MissingMo
             "changed since; set it again."
         )
     # Dropout and its like would make what is imputed depend on the call and the batch.
-    log_odds = deepcopy(own).eval() if isinstance(own, nn.Module) else own
+    log_odds = deepcopy(own).eval().float() if isinstance(own, nn.Module) else own
     module = log_odds if isinstance(log_odds, nn.Module) else None
-    return MissingModel(Sampled(lambda rows: log_odds(values_of(rows, units))), module)
+
+    def checked(rows: Tensor) -> Tensor:
+        odds: Tensor = log_odds(values_of(rows, units))
+        if not isinstance(odds, Tensor) or odds.shape != rows.shape:
+            found = tuple(odds.shape) if isinstance(odds, Tensor) else type(odds).__name__
+            raise ValueError(
+                f"mechanism must give log odds of the shape of its rows, {tuple(rows.shape)}, "
+                f"as a tensor; got {found}."
+            )
+        return odds
+
+    return MissingModel(Sampled(checked), module)
 
 
 FORMS: dict[str, Callable[[MissingStart, Any, ColumnUnits, Any], MissingModel]] = {

@@ -13,6 +13,7 @@ from skbilevel.estimators.column_knowledge import (
     Floats,
     check_discrete,
     distributions,
+    held_by,
     known_limits,
     known_sides,
     sides_of_limits,
@@ -167,13 +168,18 @@ def planned(
     side = known_sides(signs, mechanism, kept)
     known = known_limits(limits, mechanism, kept)
     # As the table can hold them, so that a value at its limit is not beyond it.
-    known = known.astype(X.dtype).astype(np.float64)
+    known = held_by(X.dtype, known)
     if mechanism == "censored":
         side = sides_of_limits(X, side, known, names)
     is_all = is_linear_all(imputer.decoder, imputer.n_latent, kinds, mechanism)
     warm = is_all or is_warm(imputer.decoder, kinds)
     _check_cold(warm, mechanism, side, imputer.decoder)
     _check_image(imputer, kept)
+    if imputer.decoder == "conv" and "categorical" in kinds:
+        raise ValueError(
+            "decoder='conv' is for pixels that are numbers, or of two values by "
+            "distribution='bernoulli'; got 'categorical'."
+        )
     check_discrete(X, kinds, names, side if mechanism == "censored" else None)
     if is_all and link != "probit":
         raise ValueError("link='logit' is for networks; decoder='linear' has link='probit'.")

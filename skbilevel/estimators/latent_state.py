@@ -15,7 +15,7 @@ from skbilevel.estimators.latent_missing import MissingModel, MissingStart, miss
 from skbilevel.estimators.latent_model import LatentModel
 from skbilevel.estimators.latent_parts import NetworkParts, filled_by
 from skbilevel.estimators.latent_plan import Plan
-from skbilevel.estimators.linear_fit import LINEAR_FITS, LinearFit
+from skbilevel.estimators.linear_fit import LINEAR_FITS, LinearFit, no_mechanism
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.models.missing_mechanism import SelfMaskingModel
 from skbilevel.objectives.family import as_arrays, as_tensors
@@ -138,11 +138,16 @@ def fitted_attributes(
     plan: Plan, linear: LinearFit | None, network: NetworkFit | None, X: np.ndarray
 ) -> dict[str, Any]:
     """All that an imputer stores, from what was fitted to the rows ``X`` (n, d)."""
+    n_columns = len(plan.kinds)
     attributes: dict[str, Any] = {
         "_linear": None,
         "_network": None,
         "_tail": None,
         "mechanism_": _NAMES.get(plan.mechanism, plan.mechanism),
+        **_mechanism_attributes(no_mechanism(n_columns), np.zeros(n_columns), np.ones(n_columns)),
+        "evidence_": {},
+        "reliability_": np.ones(n_columns),
+        "trust_": np.ones(n_columns),
     }
     if linear is not None:
         attributes |= _linear_attributes(plan, linear, X)

@@ -55,13 +55,7 @@ def known_sign(
     """
     rows = thinned(Z, rng)
     own = np.where(np.isnan(Z).any(axis=0), side, 0.0)
-    fits: list[MechanismFit] = []
-    for width in _WIDTHS:
-        fits.append(_with_shared_width(rows, own, width))
-        # The evidence has one peak in the slope.
-        if len(fits) > 1 and fits[-1].evidence < fits[-2].evidence:
-            break
-    steep, *soft = fits
+    steep, *soft = (_with_shared_width(rows, own, width) for width in _WIDTHS)
     best = max(soft, key=lambda fit: fit.evidence)
     n_missing = np.count_nonzero(np.isnan(rows[:, own != 0]))
     if (best.evidence - steep.evidence) * len(rows) > _FOR_SOFT * n_missing:
@@ -75,11 +69,9 @@ def _with_shared_width(Z: np.ndarray, side: np.ndarray, width: float) -> Mechani
         return fitted(Z, Form(side, side != 0))
     widths = np.where(side == 0, 1.0, width)
     mechanism = self_masking(side, normal_limits(Z, side) * np.hypot(1, width), widths)
-    for learns in (True, False):
-        fit = fit_self_masked(as_they_are(Z), mechanism, max_iter=ITERATIONS, limit=NO_LIMIT)
-        if learns:
-            mechanism = mechanism._replace(threshold=_learnt_thresholds(Z, fit))
-    return fit
+    first = fit_self_masked(as_they_are(Z), mechanism, max_iter=ITERATIONS // 2, limit=NO_LIMIT)
+    mechanism = mechanism._replace(threshold=_learnt_thresholds(Z, first))
+    return fit_self_masked(as_they_are(Z), mechanism, max_iter=ITERATIONS, limit=NO_LIMIT)
 
 
 def _learnt_thresholds(Z: np.ndarray, fit: MechanismFit) -> torch.Tensor:

@@ -54,7 +54,7 @@ class NotMIWAEImputer(LatentVariableImputer):
           put into evaluation mode and trained with the rest.
     signs : int, array-like of shape (n_features,) or dict, default=None
         1 where high values are missing, -1 where low ones are, 0 where the value does not
-        matter. A dict has names of features as keys; the others are 0.
+        matter. A dict, or a pandas Series, has names of features as keys; the others are 0.
     limits : float, array-like of shape (n_features,) or dict, default=None
         Known limits for "censored", in the units of the data; NaN where a limit is not known,
         or no key of a dict. Signs follow from them where all observed values are on one side.
@@ -66,7 +66,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         extrapolated. "reflection" draws what is imputed towards the trivial guess, as far
         beyond the limit as the observed values lie within it on average, by how little the other
         columns predict the column; and takes from a network as much as the normal has the wrong
-        shape up to the limit. It holds for mean and median, not for quantiles and draws.
+        shape up to the limit. It holds for mean and median, not for quantiles and draws, and
+        needs that normal: columns that are all continuous, at most 200 with a network on top.
     decoder : {"residual", "linear", "mlp", "conv"}, default="residual"
         What maps the latent code to the columns. "residual" is a line and a network on top of it
         that starts at zero; "mlp" is a network alone; "conv" one for images. "linear" with
@@ -145,7 +146,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         How well the normal has the shape of each column up to its limit: the share of the normal
         that the tail prior leaves alone.
     location_ : ndarray of shape (n_fitted,)
-        Means of the normal that fills the encoder's input; where all columns are continuous.
+        Means of the normal that fills the encoder's input, where there is one: columns are all
+        continuous, and with a network at most 200 and no image.
     covariance_ : ndarray of shape (n_fitted, n_fitted)
         Its covariance.
     noise_scale_ : ndarray of shape (n_fitted,)

@@ -56,7 +56,8 @@ class ProbabilisticImputer(Imputer):
         -------
         ndarray of shape (n_samples,), float64
             In nats and in the units of the data; -inf for a row whose squares overflow. Without a
-            model of the mask it is of the observed cells, and 0 for a row that has none.
+            model of the mask it is of the observed cells, and 0, or an estimate of it, for a row
+            that has none.
         """
         check_is_fitted(self)
         X = self._incomplete(X)

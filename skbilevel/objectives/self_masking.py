@@ -41,6 +41,11 @@ import torch
 from torch import Tensor
 
 _LOG_SQRT_2PI = 0.9189385332046727
+# Below this ratio (4) cancels, and its series is exact to 1e-8; coefficients are of powers of
+# 1/u^2.
+_TAIL = -20.0
+_HAZARD_SERIES = (1.0, -2.0, 10.0, -74.0, 706.0)
+_VARIANCE_SERIES = (1.0, -6.0, 50.0, -518.0, 6354.0)
 
 
 class SelfMasking(NamedTuple):
@@ -69,8 +74,25 @@ def log_normal_cdf(ratio: Tensor) -> Tensor:
 
 
 def hazard(ratio: Tensor) -> Tensor:
-    """phi(t) / Phi(t)."""
-    return torch.exp(-0.5 * ratio.square() - _LOG_SQRT_2PI - log_normal_cdf(ratio))
+    """lambda(t) = phi(t) / Phi(t); for t = -u far below 0 u + 1/u - 2/u^3 + ..."""
+    u = -ratio.clamp(max=_TAIL)
+    far = u + _series(u, _HAZARD_SERIES) / u
+    near = torch.exp(-0.5 * ratio.square() - _LOG_SQRT_2PI - log_normal_cdf(ratio))
+    return torch.where(ratio < _TAIL, far, near)
+
+
+def variance_left(ratio: Tensor, pull: Tensor) -> Tensor:
+    """1 - lambda (lambda + t), 0 to 1; for t = -u far below 0 1/u^2 - 6/u^4 + ..."""
+    u = -ratio.clamp(max=_TAIL)
+    far = _series(u, _VARIANCE_SERIES) / u.square()
+    return torch.where(ratio < _TAIL, far, 1 - pull * (pull + ratio))
+
+
+def _series(u: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    inverse, value = 1 / u.square(), torch.zeros_like(u)
+    for coefficient in reversed(coefficients):
+        value = value * inverse + coefficient
+    return value
 
 
 def tilted(mean: Tensor, variance: Tensor, mechanism: SelfMasking) -> Tilted:
@@ -80,7 +102,8 @@ def tilted(mean: Tensor, variance: Tensor, mechanism: SelfMasking) -> Tilted:
     pull = hazard(ratio)
     share = variance / total
     shift = mechanism.side * share * total.sqrt() * pull
-    shrunk = variance * (1 - share * mechanism.side.abs() * pull * (pull + ratio))
+    share = share * mechanism.side.abs()
+    shrunk = variance * (1 - share + share * variance_left(ratio, pull))
     return Tilted(mechanism.side.abs() * log_normal_cdf(ratio), mean + shift, shrunk)
 
 
@@ -110,5 +133,5 @@ def log_probability_terms(
     return (
         log_normal_cdf(ratio),
         pull.unsqueeze(1) * direction,
-        (pull * (pull + ratio)).view(-1, 1, 1) * curvature,
+        (1 - variance_left(ratio, pull)).view(-1, 1, 1) * curvature,
     )

@@ -20,8 +20,9 @@ from skbilevel.estimators.latent_plan import (
     latent_size,
     n_epochs,
 )
-from skbilevel.estimators.linear_fit import MOST_ROWS, Table, shrinkage, thinned
+from skbilevel.estimators.linear_fit import MOST_ROWS, Table, thinned
 from skbilevel.estimators.mask_terms import Ignored, Sampled
+from skbilevel.estimators.mechanism_em import prior_rows
 from skbilevel.models.missing_mechanism import nonlinear
 
 D = 3
@@ -263,13 +264,11 @@ def test_linear_decoder_takes_tables_with_as_many_columns_as_rows(n_columns):
 
 
 def test_weight_of_the_prior_grows_with_columns_and_falls_with_cells():
-    X = np.zeros((30, 6))
-    assert shrinkage(X) == pytest.approx(36 / 30)
-    X[:10, :3] = np.nan
-    assert shrinkage(X) == pytest.approx(36 / 25)
+    assert prior_rows(np.full(6, 30)) == pytest.approx(36 / 30)
+    assert prior_rows(np.array([20, 20, 20, 30, 30, 30])) == pytest.approx(36 / 25)
     # Ten observed cells a column for each column are enough.
-    assert shrinkage(np.zeros((60, 6))) == 0
-    assert shrinkage(np.zeros((59, 6))) > 0
+    assert prior_rows(np.full(6, 60)) == 0
+    assert prior_rows(np.full(6, 59)) > 0
 
 
 # Large tables

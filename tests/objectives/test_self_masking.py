@@ -138,3 +138,17 @@ def test_curvature_is_minus_the_hessian_where_the_ratio_is_linear():
     up, down = (log_probability_terms(mean, variance, m)[1][:, 0] for m in moved)
     curvature = log_probability_terms(mean, variance, own)[2][:, 0, 0]
     assert_allclose(curvature, -(up - down) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [-19.9, -20.1, -200.0, -1e4, -1e7])
+def test_moments_far_beyond_a_limit_are_those_of_its_tail(ratio):
+    """x - b of a normal of mean 0 truncated at b = u: the moments of e^(-u x - x^2 / 2), by
+    Gauss-Laguerre over x = y / u."""
+    u = -ratio
+    nodes, weights = np.polynomial.laguerre.laggauss(40)
+    weights = weights * np.exp(-((nodes / u) ** 2) / 2)
+    first, second = ((weights * (nodes / u) ** k).sum() / weights.sum() for k in (1, 2))
+    # The mean itself carries the rounding of u.
+    ours = tilted(tensor(0.0), tensor(1.0), mechanism(1.0, u, 0.0))
+    assert float(ours.mean - u) == pytest.approx(first, rel=2e-8 + 4e-16 * u**2)
+    assert float(ours.variance) == pytest.approx(second - first**2, rel=2e-8)
