@@ -306,6 +306,7 @@ def test_fit_to_a_large_table_uses_as_many_rows_as_it_keeps_sites_for(monkeypatc
     imputer = NotMIWAEImputer(
         mechanism="censored", signs=[1, 0], decoder="linear", random_state=0
     ).fit(X)
-    assert 60 <= seen[0] <= 64
+    # Ends of columns, and rows that lack one, beside those drawn.
+    assert 60 <= seen[0] <= 74
     assert imputer.thresholds_[0] == pytest.approx(np.nanmax(X[:, 0]), rel=1e-12)
     assert np.isfinite(imputer.transform(X)).all()
