@@ -16,8 +16,8 @@ insight
     decided what is missing, the columns that predict the values would predict the mask, and the
     mechanism tells in which way: better than a regression that has to learn it.
 
-Where cells are few for the number of columns, a normal follows what it has imputed itself, and
-gain and insight are credulous. There both are taken of rows that the fit has not seen.
+A normal follows what it has imputed itself, the more so the fewer rows there are: its own rows
+make it credulous. Candidates are ranked by them, and judged by rows that their fit has not seen.
 """
 
 from typing import NamedTuple
@@ -39,13 +39,11 @@ from skbilevel.estimators.mechanism_start import (
 from skbilevel.numerics.observed import drawn_rows
 from skbilevel.numerics.row_groups import StandardizedRows, row_block
 from skbilevel.numerics.threads import single_thread
-from skbilevel.objectives.mask_evidence import insight, log_mask_at_rates
+from skbilevel.objectives.mask_evidence import log_mask_at_rates, log_mask_given_others
 from skbilevel.objectives.normal import NormalParameters, precision
 from skbilevel.objectives.self_masked_normal import projected
 from skbilevel.objectives.self_masking import SelfMasking
 
-# With so many observed cells in each column for every column, on average, a fit may judge itself.
-_MANY_CELLS = 20
 # A column of fewer values follows the others: by itself it would be taken for its shape.
 _FEWEST_VALUES, _FEWEST_TO_PICK = 2, 5
 # The order of candidates shows on this many rows, after this many iterations.
@@ -91,15 +89,12 @@ class Sample(NamedTuple):
         Columns that can have one of their own.
     mar : MechanismFit
         Of missing at random.
-    few_cells : bool
-        Whether candidates are judged on rows that their fit has not seen.
     """
 
     Z: np.ndarray
     n_missing: np.ndarray
     can_differ: np.ndarray
     mar: MechanismFit
-    few_cells: bool
 
 
 def uniform(columns: np.ndarray, side: float, hard: bool) -> Form:
@@ -129,8 +124,7 @@ def sampled(Z: np.ndarray, rng: np.random.RandomState, fewest: Fewest) -> Sample
     if n_missing.any():
         Z = _pulled_in(Z, fit.parameters)
         fit = fitted(Z, uniform(n_missing > 0, 0.0, False))
-    few = bool(n_observed.mean() < _MANY_CELLS * Z.shape[1])
-    return Sample(Z, n_missing, n_values >= _FEWEST_TO_PICK, fit, few)
+    return Sample(Z, n_missing, n_values >= _FEWEST_TO_PICK, fit)
 
 
 @torch.inference_mode()
@@ -160,7 +154,12 @@ def fitted(
 def candidate(Z: np.ndarray, form: Form, mar: MechanismFit) -> Candidate:
     """A form with its fit and the evidence for it."""
     fit = fitted(Z, form)
-    return Candidate(form, fit, gain(Z, form, fit, mar), _insight(Z, fit))
+    return Candidate(form, fit, gain(Z, form, fit, mar), _log_mask(Z, fit) - _at_rates(Z, form))
+
+
+def gain(Z: np.ndarray, form: Form, fit: MechanismFit, mar: MechanismFit) -> float:
+    """log p(x_o, s) in nats over that of missing at random at constant rates."""
+    return float((fit.evidence - mar.evidence) * len(Z) - _at_rates(Z, form).sum())
 
 
 class Fold(NamedTuple):
@@ -182,33 +181,29 @@ def folds(sample: Sample, rng: np.random.RandomState) -> list[Fold]:
 def judged_by(folds: list[Fold], judged: Candidate, Z: np.ndarray) -> Candidate:
     """The candidate with gain and insight of the rows held out."""
     form, hard = judged.form, hard_limits(Z, judged.form.side)
-    gained, insights = -_at_rates(Z, form), np.zeros(Z.shape[1])
+    at_rates = _at_rates(Z, form)
+    gained, insights = -at_rates.sum(), -at_rates
     for fold in folds:
         fit = fitted(fold.rest, form, hard=hard)
         gained += _log_evidence(fold.held_out, fit) - fold.at_random
-        insights += _insight(fold.held_out, fit)
-    return judged._replace(gain=gained, insight=insights)
+        insights = insights + _log_mask(fold.held_out, fit)
+    return judged._replace(gain=float(gained), insight=insights)
 
 
-def _insight(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
+def _at_rates(Z: np.ndarray, form: Form) -> np.ndarray:
+    """log p(s) at constant rates of the columns that have a mechanism, (d,)."""
+    return np.where(form.side != 0, log_mask_at_rates(torch.from_numpy(Z).isnan()).numpy(), 0.0)
+
+
+def _log_mask(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
+    """log p(s | the other columns) of every column, (d,)."""
     rows, missing = torch.from_numpy(completed(Z, fit)), torch.from_numpy(Z).isnan()
-    return insight(rows, missing, precision(fit.parameters), fit.mechanism).numpy()
+    return log_mask_given_others(rows, missing, precision(fit.parameters), fit.mechanism).numpy()
 
 
 @single_thread()
 def _log_evidence(Z: np.ndarray, fit: MechanismFit) -> float:
     return float(_in_units_of(Z, fit).log_densities(Z).sum())
-
-
-def gain(Z: np.ndarray, form: Form, fit: MechanismFit, mar: MechanismFit) -> float:
-    """log p(x_o, s) in nats over that of missing at random at constant rates."""
-    return float((fit.evidence - mar.evidence) * len(Z)) - _at_rates(Z, form)
-
-
-def _at_rates(Z: np.ndarray, form: Form) -> float:
-    """log p(s) at constant rates of the columns that have a mechanism."""
-    at_rates = log_mask_at_rates(torch.from_numpy(Z).isnan()).numpy()
-    return float(at_rates[form.side != 0].sum())
 
 
 @single_thread()

@@ -37,8 +37,10 @@ def log_mask_at_rates(missing: Tensor) -> Tensor:
     return n_missing * rate.log() + (len(missing) - n_missing) * torch.log1p(-rate)
 
 
-def insight(rows: Tensor, missing: Tensor, model: Precision, mechanism: SelfMasking) -> Tensor:
-    """Eq. (2) of every column in nats, (d,), from completed rows (n, d); 0 for a side of 0."""
+def log_mask_given_others(
+    rows: Tensor, missing: Tensor, model: Precision, mechanism: SelfMasking
+) -> Tensor:
+    """The sum in eq. (2) of every column in nats, (d,), from completed rows (n, d); 0 for a side
+    of 0."""
     own = mechanism._replace(side=mechanism.side.where(missing, -mechanism.side))
-    told = tilted(*left_out(rows, model), own).log_probability.sum(0)
-    return mechanism.side.abs() * (told - log_mask_at_rates(missing))
+    return tilted(*left_out(rows, model), own).log_probability.sum(0)
