@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from skbilevel.estimators.mechanism_candidates import (
+    FEW_ITERATIONS,
     Candidate,
     Fewest,
     Form,
@@ -36,8 +37,6 @@ _BOTH = (False, True)
 MASK_MODEL = "mar with a model of the mask"
 # What a column needs in order to tell whether it has a mechanism, and which of a known class.
 _TO_TELL, _ANY = Fewest(missing=10, observed=20), Fewest(missing=1, observed=2)
-# The order of candidates for a column by itself shows after this many iterations.
-_COLUMN_ITERATIONS = 15
 
 # Margins are in nats per missing cell. A probit has two parameters where a limit has one.
 _FOR_HARD = 0.05
@@ -264,12 +263,12 @@ def _proposal(
     """Side and kind of the only column with missing cells; none if that gains less than
     ``least``."""
     alone, n_missing = np.arange(Z.shape[1]) == column, np.isnan(Z[:, column]).sum()
-    mar = fitted(Z, uniform(alone, 0.0, False), _COLUMN_ITERATIONS)
+    mar = fitted(Z, uniform(alone, 0.0, False), FEW_ITERATIONS)
     gains = {(0.0, False): least}
     for hard in kinds:
         for side in _SIDES:
             if gains.get((side, False), 1.0) > 0:
                 form = uniform(alone, side, hard)
-                own = gain(Z, form, fitted(Z, form, _COLUMN_ITERATIONS), mar)
+                own = gain(Z, form, fitted(Z, form, FEW_ITERATIONS), mar)
                 gains[side, hard] = own + _FOR_HARD * n_missing * hard
     return max(gains, key=gains.__getitem__)

@@ -133,7 +133,7 @@ def test_candidate_is_judged_by_rows_that_it_has_not_seen():
         Z = sample.Z[fold]
         for sign, mechanism in ((1, hard), (-1, none)):
             data = StandardizedRows(sample.Z[rest], np.zeros(6), np.ones(6))
-            fit = fit_self_masked(data, mechanism, max_iter=30, limit=np.inf)
+            fit = fit_self_masked(data, mechanism, max_iter=15, limit=np.inf)
             own = LinearModel(fit.parameters, mechanism, np.zeros(6), np.ones(6), np.inf)
             gained += sign * own.log_densities(Z).sum()
             if sign == 1:
