@@ -50,7 +50,7 @@ _FOR_OWN = 0.05
 _SEEN, _PROPOSED, _SHARE = 0.03, 0.1, 0.6
 _ROUNDS = 2
 # What a mechanism for all columns may lack on rows held out, as four fifths of the rows tell less.
-# On 200 rows of the tables of development it leaves 3 false alarms of some 80, where 0 leaves 1 and
+# On 200 rows of the development tables it leaves 3 false alarms of about 80, where 0 leaves 1 and
 # finds 55 instead of 63 mechanisms that help.
 _TOLERANCE = 0.03
 # Candidates that are judged by rows held out, those of most merit first.
