@@ -7,7 +7,7 @@ Sobol sequence, so that what is imputed in a row does not depend on the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from skbilevel.estimators.column_units import ColumnUnits, one_hot
+from skbilevel.estimators.linear_model import ROWS_AT_A_TIME
 from skbilevel.estimators.mask_terms import Cells, DrawnCells, MaskTerm
 from skbilevel.models.latent_variable import Decoder, Encoder, Proposal
 from skbilevel.numerics.random import row_uniform
@@ -150,10 +151,10 @@ class LatentModel:
         """Rows with missing cells drawn, (n_draws, b, d), by sampling importance resampling."""
         drawn = np.repeat(np.asarray(rows, dtype=np.float64)[np.newaxis], n_draws, axis=0)
         n_columns = rows.shape[1]
-        for part in self._parts(len(rows), max(self.n_importance, n_draws)):
+        for part, batch in self._batches(rows, max(self.n_importance, n_draws)):
             uniforms = _row_uniforms(keys[part], n_draws, 1 + self.n_per_cell * n_columns)
             for_cells = uniforms[1:].unflatten(0, (self.n_per_cell, n_columns)).movedim(1, -1)
-            cells = self._resampled(self.batch(rows[part]), uniforms[0], for_cells)
+            cells = self._resampled(batch, uniforms[0], for_cells)
             values = self.units.decoded(cells.double().numpy())
             drawn[:, part] = np.where(np.isnan(rows[part]), values, rows[part])
         return drawn
@@ -172,7 +173,10 @@ class LatentModel:
     def log_densities(self, rows: np.ndarray) -> np.ndarray:
         """The bound of log p(x_o, s) per row in nats and in the units of the data, (b,)."""
         values = self._by_parts(
-            rows, lambda weighted: bound(weighted.log_weights) + weighted.log_fixed, lambda b: b
+            rows,
+            lambda weighted: bound(weighted.log_weights) + weighted.log_fixed,
+            lambda batch: batch,
+            np.empty(len(rows)),
         )
         # Squares that overflow may also cancel to NaN.
         values[~np.isfinite(values)] = -np.inf
@@ -182,7 +186,10 @@ class LatentModel:
     def effective_sizes(self, rows: np.ndarray) -> np.ndarray:
         """Effective number of importance samples of every row, (b,)."""
         return self._by_parts(
-            rows, lambda weighted: effective_size(weighted.log_weights), self.near
+            rows,
+            lambda weighted: effective_size(weighted.log_weights),
+            self.near,
+            np.empty(len(rows)),
         )
 
     @torch.inference_mode()
@@ -192,21 +199,34 @@ class LatentModel:
         return self.term.log_missing(values).exp().double().numpy()
 
     def _by_parts(
-        self, rows: np.ndarray, of_weighted: OfWeighted, prepare: Callable[[Batch], Batch]
+        self,
+        rows: np.ndarray,
+        of_weighted: OfWeighted,
+        prepare: Callable[[Batch], Batch],
+        out: np.ndarray,
     ) -> np.ndarray:
-        parts = self._parts(len(rows), self.n_importance)
-        values = [of_weighted(self._weighted(prepare(self.batch(rows[part])))) for part in parts]
-        return torch.cat(values).double().numpy()
+        """Written to ``out`` at once: results kept between the large tensors of two parts would
+        split the heap, and memory would grow with the rows."""
+        for part, batch in self._batches(rows, self.n_importance):
+            out[part] = of_weighted(self._weighted(prepare(batch))).numpy()
+        return out
 
     @torch.inference_mode()
     def _filled(self, rows: np.ndarray, of_weighted: OfWeighted) -> np.ndarray:
-        values = self.units.decoded(self._by_parts(rows, of_weighted, self.near))
-        return np.where(np.isnan(rows), values, rows)
+        values = self._by_parts(rows, of_weighted, self.near, np.empty(rows.shape))
+        return np.where(np.isnan(rows), self.units.decoded(values), rows)
 
-    def _parts(self, n_rows: int, n_points: int) -> list[slice]:
+    def _batches(self, rows: np.ndarray, n_points: int) -> Iterator[tuple[slice, Batch]]:
+        """Rows that go through the networks at a time, and where they stand. Many at a time are
+        filled, which costs less a row."""
         width = len(self.units.kinds) * max(1, int(self.units.n_categories.max()))
         width *= _COMPONENTS if "student_t" in self.units.kinds else 1
-        return slices(n_rows, max(1, _NUMBERS_AT_A_TIME // (n_points * width)))
+        size = max(1, _NUMBERS_AT_A_TIME // (n_points * width))
+        for filled in slices(len(rows), size * max(1, ROWS_AT_A_TIME // size)):
+            batch = self.batch(rows[filled])
+            for part in slices(len(batch.values), size):
+                where = slice(filled.start + part.start, filled.start + part.stop)
+                yield where, Batch(batch.values[part], batch.mask[part])
 
     def _weighted(self, batch: Batch) -> _Weighted:
         """Codes of all points, their weights, and the missing cells given them."""

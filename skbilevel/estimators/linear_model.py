@@ -26,7 +26,7 @@ from skbilevel.objectives.self_masking import SelfMasking
 from skbilevel.objectives.tail_prior import TailPrior, TailSums, tail_prior, tail_sums
 from skbilevel.solvers.ep import cavity
 
-_ROWS_AT_A_TIME = 4096
+ROWS_AT_A_TIME = 4096
 # Draws are made side by side up to this many cells.
 _CELLS_AT_A_TIME = 2**18
 # Draws of a cell that its quantiles are read from.
@@ -82,7 +82,7 @@ class LinearModel:
     def _groups(self, rows: np.ndarray) -> Iterator[tuple[RowGroup, np.ndarray]]:
         """Groups of rows, and where their rows stand; a part of the rows after the other, as what
         a group needs is many times its rows."""
-        for part in slices(len(rows), _ROWS_AT_A_TIME):
+        for part in slices(len(rows), ROWS_AT_A_TIME):
             block = row_block(rows[part], self.center, self.scale)
             for group, where in block.placed():
                 yield group, where + part.start
@@ -146,7 +146,7 @@ class LinearModel:
     @torch.inference_mode()
     def tail_prior(self, X: np.ndarray, is_hard: np.ndarray) -> TailPrior:
         """The reflection's share and reach, from rows (n, d) and which columns have a limit."""
-        parts = slices(len(X), _ROWS_AT_A_TIME)
+        parts = slices(len(X), ROWS_AT_A_TIME)
         sums = reduce(add, (self._tail_sums(X[part]) for part in parts))
         return tail_prior(sums, self.mechanism, torch.from_numpy(is_hard))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.estimators.linear_model import ROWS_AT_A_TIME, LinearModel
+from skbilevel.numerics.row_groups import slices
 from skbilevel.objectives.tail_prior import TailPrior, reflected, shared, trusting
 
 Complete = Callable[[np.ndarray], np.ndarray]
@@ -34,7 +35,13 @@ class TailImputation:
     of_network: Complete | None
 
     def completed(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (b, d) with missing cells imputed."""
+        """Rows (b, d) with missing cells imputed, a part after the other to save memory."""
+        filled = np.empty(rows.shape)
+        for part in slices(len(rows), ROWS_AT_A_TIME):
+            filled[part] = self._completed(rows[part])
+        return filled
+
+    def _completed(self, rows: np.ndarray) -> np.ndarray:
         imputed = self.of_linear(rows)
         linear = model = self._standardized(imputed)
         if self.of_network is not None:

@@ -33,6 +33,7 @@ all are sums over its values.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -86,9 +87,13 @@ class NormalGivenMissing:
     ratio: Tensor
     correlation: Tensor
 
+    @cached_property
+    def _log_cdf(self) -> Tensor:
+        return log_normal_cdf(self.ratio)
+
     @property
     def _log_joint(self) -> Tensor:
-        return self.log_weight + log_normal_cdf(self.ratio)
+        return self.log_weight + self._log_cdf
 
     @property
     def log_probability(self) -> Tensor:
@@ -102,7 +107,7 @@ class NormalGivenMissing:
     @property
     def mean(self) -> Tensor:
         """Eq. (2); (..., d)."""
-        shift = self.scale * self.correlation * hazard(self.ratio)
+        shift = self.scale * self.correlation * hazard(self.ratio, self._log_cdf)
         return self.location + (self._share * shift).sum(0)
 
     @torch.no_grad()
@@ -258,7 +263,7 @@ def _survival(height: Tensor, ratio: Tensor, correlation: Tensor) -> Tensor:
     # Beyond +-30 the edge is at infinity to the last bit, where its logarithm would be infinite.
     edge = ((height + correlation * ratio) / remainder).clamp(-30, 30)
     log_edge = log_normal_cdf(edge)
-    pull = hazard(ratio)
+    pull = hazard(ratio, log_scale)
     spread = (1 - pull * (pull + ratio)).clamp(min=0).sqrt()
 
     def over_excess(log_u: float) -> Tensor:

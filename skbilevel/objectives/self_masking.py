@@ -73,11 +73,12 @@ def log_normal_cdf(ratio: Tensor) -> Tensor:
     return torch.special.log_ndtr(ratio)
 
 
-def hazard(ratio: Tensor) -> Tensor:
-    """lambda(t) = phi(t) / Phi(t); for t = -u far below 0 u + 1/u - 2/u^3 + ..."""
+def hazard(ratio: Tensor, log_cdf: Tensor) -> Tensor:
+    """lambda(t) = phi(t) / Phi(t), from t and log Phi(t); for t = -u far below 0
+    u + 1/u - 2/u^3 + ..."""
     u = -ratio.clamp(max=_TAIL)
     far = u + _series(u, _HAZARD_SERIES) / u
-    near = torch.exp(-0.5 * ratio.square() - _LOG_SQRT_2PI - log_normal_cdf(ratio))
+    near = torch.exp(-0.5 * ratio.square() - _LOG_SQRT_2PI - log_cdf)
     return torch.where(ratio < _TAIL, far, near)
 
 
@@ -99,12 +100,13 @@ def tilted(mean: Tensor, variance: Tensor, mechanism: SelfMasking) -> Tilted:
     """Eqs. (2) to (4); all arguments broadcast. A column of side 0 has no factor."""
     total = mechanism.width.square() + variance
     ratio = mechanism.side * (mean - mechanism.threshold) / total.sqrt()
-    pull = hazard(ratio)
+    log_cdf = log_normal_cdf(ratio)
+    pull = hazard(ratio, log_cdf)
     share = variance / total
     shift = mechanism.side * share * total.sqrt() * pull
     share = share * mechanism.side.abs()
     shrunk = variance * (1 - share + share * variance_left(ratio, pull))
-    return Tilted(mechanism.side.abs() * log_normal_cdf(ratio), mean + shift, shrunk)
+    return Tilted(mechanism.side.abs() * log_cdf, mean + shift, shrunk)
 
 
 def log_observed(values: Tensor, mechanism: SelfMasking) -> Tensor:
@@ -125,13 +127,14 @@ def log_probability_terms(
     curvature (c, 2, 2) in (b, log w)."""
     total = mechanism.width.square() + variance
     ratio = mechanism.side * (mean - mechanism.threshold) / total.sqrt()
-    pull = hazard(ratio)
+    log_cdf = log_normal_cdf(ratio)
+    pull = hazard(ratio, log_cdf)
     by_threshold = -mechanism.side / total.sqrt()
     by_log_width = -ratio * mechanism.width.square() / total
     direction = torch.stack([by_threshold, by_log_width], dim=1)
     curvature = direction.unsqueeze(2) * direction.unsqueeze(1)
     return (
-        log_normal_cdf(ratio),
+        log_cdf,
         pull.unsqueeze(1) * direction,
         (1 - variance_left(ratio, pull)).view(-1, 1, 1) * curvature,
     )
