@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skbilevel.estimators.mechanism_em import Settled, group_log_evidence, settled
+from skbilevel.estimators.mechanism_em import SETTLED, Settled, group_log_evidence, settled
 from skbilevel.numerics.masked_inverse import masked_cholesky
 from skbilevel.numerics.random import row_uniform
 from skbilevel.numerics.row_groups import RowGroup, row_block, slices
@@ -47,6 +47,8 @@ class LinearModel:
         ``(x - center) / scale`` is what parameters and mechanism are about.
     limit : float
         Rows farther out are pulled in before their cells are imputed or drawn.
+    tol : float, default=1e-10
+        To which imputed cells settle.
     """
 
     parameters: NormalParameters
@@ -54,6 +56,7 @@ class LinearModel:
     center: np.ndarray
     scale: np.ndarray
     limit: float
+    tol: float = SETTLED
 
     @cached_property
     def precision(self) -> Precision:
@@ -73,7 +76,7 @@ class LinearModel:
         filled = np.array(rows, dtype=np.float64)
         for group, where in self._groups(rows):
             if group.n_missing:
-                given = settled(group, self.precision, self.mechanism, self.limit)
+                given = self._settled(group, self.limit)
                 columns = group.missing.numpy()
                 cells = of_cells(given).numpy()
                 filled[where, columns] = cells * self.scale[columns] + self.center[columns]
@@ -86,6 +89,9 @@ class LinearModel:
             block = row_block(rows[part], self.center, self.scale)
             for group, where in block.placed():
                 yield group, where + part.start
+
+    def _settled(self, group: RowGroup, limit: float) -> Settled:
+        return settled(group, self.precision, self.mechanism, limit, self.tol)
 
     def _cell_quantile(self, given: Settled, level: float) -> Tensor:
         """Of evenly spread draws of every cell, from what the rest of its row tells of it."""
@@ -114,7 +120,7 @@ class LinearModel:
 
     def _cell_draws(self, group: RowGroup, keys: np.ndarray, n_draws: int) -> Tensor:
         """Draws (n_draws, k, b) of the missing cells of a group."""
-        given = settled(group, self.precision, self.mechanism, self.limit)
+        given = self._settled(group, self.limit)
         root = masked_cholesky(self.precision.matrix, group.missing, given.sites.precision)
         link = probit_of(self.mechanism.columns(group.missing))
         at_a_time = max(1, _CELLS_AT_A_TIME // group.missing.numel())
@@ -131,7 +137,7 @@ class LinearModel:
         """log p(x_o, s) per row in nats and in the units of the data, (b,)."""
         values = np.empty(len(rows))
         for group, where in self._groups(rows):
-            sites = settled(group, self.precision, self.mechanism, NO_LIMIT).sites
+            sites = self._settled(group, NO_LIMIT).sites
             values[where] = group_log_evidence(group, sites, self.precision, self.mechanism)
         # Squares that overflow may also cancel to NaN.
         values[~np.isfinite(values)] = -np.inf

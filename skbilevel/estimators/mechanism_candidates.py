@@ -52,6 +52,8 @@ _MOST_ROWS, ITERATIONS = 2000, 30
 FEW_ITERATIONS = 15
 # Where a soft mechanism starts: as wide as half a standard deviation.
 _SOFT_WIDTH = 0.5
+# To which cells settle under a fit that is itself as rough as FEW_ITERATIONS make it.
+_TOLERANCE = 1e-5
 _FOLDS = 5
 
 
@@ -134,7 +136,8 @@ def sampled(Z: np.ndarray, rng: np.random.RandomState, fewest: Fewest) -> Sample
 def _pulled_in(Z: np.ndarray, parameters: NormalParameters) -> np.ndarray:
     rows, model, zero = Z.copy(), precision(parameters), np.zeros(Z.shape[1])
     for group, where in row_block(Z, zero, zero + 1).placed():
-        rows[where] = projected(group, model, LIMIT).values.numpy()
+        at_zero = torch.zeros(group.missing.shape, dtype=torch.float64)
+        rows[where] = projected(group, model, LIMIT, at_zero).values.numpy()
     rows[np.isnan(Z)] = np.nan
     return rows
 
@@ -219,7 +222,7 @@ def completed(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
 
 def _in_units_of(Z: np.ndarray, fit: MechanismFit) -> LinearModel:
     zero = np.zeros(Z.shape[1])
-    return LinearModel(fit.parameters, fit.mechanism, zero, zero + 1, NO_LIMIT)
+    return LinearModel(fit.parameters, fit.mechanism, zero, zero + 1, NO_LIMIT, _TOLERANCE)
 
 
 def regression_gains(sample: Sample, rng: np.random.RandomState) -> np.ndarray:

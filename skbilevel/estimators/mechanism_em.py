@@ -5,7 +5,7 @@ sites, `newton_step` the mechanism, and the M-step the next normal. The sites of
 from one iteration to the next, so that one sweep an iteration is enough.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ LIMIT = 3.0
 # Standard deviations of a learnt probit, in those of the column: from a slope of 50 to none.
 NARROWEST, WIDEST = 0.02, 20.0
 # Given the normal, the sites of new rows settled in 15 to 47 sweeps on six tables of UCI.
-_MOST_SWEEPS, _SETTLED = 100, 1e-10
+_MOST_SWEEPS, SETTLED = 100, 1e-10
 
 
 class MechanismFit(NamedTuple):
@@ -73,11 +73,21 @@ class MechanismFit(NamedTuple):
 
 @dataclass
 class _Rows:
-    """A group of rows with the sites of its missing cells and their means."""
+    """Groups of rows, and of their missing cells, one group's after the other's, the columns,
+    sites and means; all (c,), as small calls for each group would take longer than the sums."""
 
-    group: RowGroup
+    groups: list[RowGroup]
+    column: Tensor
     sites: Sites
     mean: Tensor
+
+    def parts(self) -> Iterator[tuple[RowGroup, Sites, Tensor]]:
+        """Each group with sites and means (k, b)."""
+        sizes = [group.missing.numel() for group in self.groups]
+        split = (part.split(sizes) for part in (*self.sites, self.mean))
+        for group, *own in zip(self.groups, *split, strict=True):
+            tau, nu, mean = (part.view(group.missing.shape) for part in own)
+            yield group, Sites(tau, nu), mean
 
 
 @torch.inference_mode()
@@ -120,21 +130,21 @@ def fit_self_masked(
 
     def result() -> MechanismFit:
         return MechanismFit(
-            parameters, mechanism, _evidence(batches, parameters, mechanism), n_iter, converged
+            parameters, mechanism, _evidence(rows, parameters, mechanism), n_iter, converged
         )
 
-    batches = [_start(group) for index in range(len(data)) for group in data[index].groups]
+    rows = _start([group for index in range(len(data)) for group in data[index].groups])
     parameters = _standard_normal(data.shape[1])
-    weight = _prior_rows(batches, data.shape[1]) if shrinkage is None else shrinkage
-    observed = _observed_cells(batches, mechanism) if learn else None
+    weight = _prior_rows(rows.groups, data.shape[1]) if shrinkage is None else shrinkage
+    observed = _observed_cells(rows.groups, mechanism) if learn else None
     converged, n_iter = False, 0
     while n_iter < max_iter and not converged:
         n_iter += 1
         model = precision(parameters)
         reach = limit if n_iter > _FREE_ITERATIONS else float("inf")
-        parameters, change = _iterate(batches, model, mechanism, reach, weight)
+        parameters, change = _iterate(rows, model, mechanism, reach, weight)
         if observed is not None:
-            mechanism = _improved(mechanism, batches, model, observed)
+            mechanism = _improved(mechanism, rows, model, observed)
         # With rows that are pulled in, the normal is not yet the one that is sought.
         first = 1 if limit == float("inf") else _FREE_ITERATIONS + 1
         converged = n_iter > first and change < tol
@@ -153,26 +163,28 @@ def prior_rows(n_observed: np.ndarray) -> float:
     return 0.0 if has_many_cells(n_observed) else float(len(n_observed) ** 2 / n_observed.mean())
 
 
-def _prior_rows(batches: list[_Rows], n_columns: int) -> float:
+def _prior_rows(groups: list[RowGroup], n_columns: int) -> float:
     n_observed = torch.zeros(n_columns, dtype=torch.float64)
-    for rows in batches:
-        n_observed += rows.group.observed().sum(0)
+    for group in groups:
+        n_observed += group.observed().sum(0)
     return prior_rows(n_observed.numpy())
 
 
-def _evidence(batches: list[_Rows], parameters: NormalParameters, mechanism: SelfMasking) -> float:
+def _evidence(rows: _Rows, parameters: NormalParameters, mechanism: SelfMasking) -> float:
     """log p(x_o, s) per row."""
     model = precision(parameters)
-    n_rows = sum(len(rows.group.values) for rows in batches)
+    n_rows = sum(len(group.values) for group in rows.groups)
     evidences = (
-        group_log_evidence(rows.group, rows.sites, model, mechanism).sum() for rows in batches
+        group_log_evidence(group, sites, model, mechanism).sum()
+        for group, sites, _ in rows.parts()
     )
     return sum(float(evidence) for evidence in evidences) / n_rows
 
 
-def _start(group: RowGroup) -> _Rows:
-    zero = torch.zeros(group.missing.shape, dtype=torch.float64)
-    return _Rows(group, Sites(zero, zero), zero)
+def _start(groups: list[RowGroup]) -> _Rows:
+    column = torch.cat([group.missing.reshape(-1) for group in groups])
+    zero = torch.zeros(len(column), dtype=torch.float64)
+    return _Rows(groups, column, Sites(zero, zero), zero)
 
 
 def _standard_normal(n_columns: int) -> NormalParameters:
@@ -181,48 +193,44 @@ def _standard_normal(n_columns: int) -> NormalParameters:
     )
 
 
-def tilt_of(group: RowGroup, mechanism: SelfMasking) -> Callable[[Tensor, Tensor], Tilted]:
-    """The factors of the missing cells of a group."""
-    own = mechanism.columns(group.missing)
+def tilt_of(columns: Tensor, mechanism: SelfMasking) -> Callable[[Tensor, Tensor], Tilted]:
+    """The factors of missing cells of these columns."""
+    own = mechanism.columns(columns)
     return lambda mean, variance: tilted(mean, variance, own)
 
 
-def _pulled_in(group: RowGroup, model: Precision, limit: float) -> RowGroup:
-    return projected(group, model, limit) if limit < float("inf") else group
-
-
-def _swept(marginal: Normal, group: RowGroup, sites: Sites, mechanism: SelfMasking) -> Sites:
-    """One sweep of the sites of a group."""
-    return sweep(marginal, sites, tilt_of(group, mechanism), _DAMPING)
+def _pulled_in(group: RowGroup, model: Precision, limit: float, mean: Tensor) -> RowGroup:
+    return projected(group, model, limit, mean) if limit < float("inf") else group
 
 
 def _iterate(
-    batches: list[_Rows],
-    model: Precision,
-    mechanism: SelfMasking,
-    limit: float,
-    shrinkage: float,
+    rows: _Rows, model: Precision, mechanism: SelfMasking, limit: float, shrinkage: float
 ) -> tuple[NormalParameters, float]:
     """The M-step and one sweep; also the largest move of an imputed cell."""
-    n_rows, change = torch.zeros((), dtype=torch.float64), 0.0
     first, second = torch.zeros_like(model.location), torch.zeros_like(model.matrix)
-    for rows in batches:
-        group = _pulled_in(rows.group, model, limit)
-        if group.n_missing:
-            given = condition(group, model, rows.sites)
-            marginal = marginals(group, given, model.location)
-            change = max(change, float((marginal.mean - rows.mean).abs().max()))
-            # For the next iteration: a row is conditioned once in each.
-            rows.sites = _swept(marginal, group, rows.sites, mechanism)
-            rows.mean = marginal.mean
-        else:
-            given = condition(group, model)
+    parts, n_rows = [], torch.zeros((), dtype=torch.float64)
+    for group, sites, mean in rows.parts():
+        group = _pulled_in(group, model, limit, mean)
+        given = condition(group, model, sites)
+        parts.append(marginals(group, given, model.location))
         sums = scatter_sums(given, model.location)
         first, second = first + sums[0], second + sums[1]
         n_rows += len(group.values)
+    marginal = _on_end(parts)
+    moves = (marginal.mean - rows.mean).abs()
+    # For the next iteration: a row is conditioned once in each.
+    rows.sites = sweep(marginal, rows.sites, tilt_of(rows.column, mechanism), _DAMPING)
+    rows.mean = marginal.mean
     location, covariance = shrunk_scatter(n_rows, first, second, n_rows, shrinkage)
     covariance.diagonal().add_(_RIDGE)
-    return NormalParameters(location, covariance), change
+    return NormalParameters(location, covariance), float(moves.max()) if len(moves) else 0.0
+
+
+def _on_end(parts: list[Normal]) -> Normal:
+    """Normal variables (k, b) of several groups as (c,)."""
+    return Normal(
+        *(torch.cat([part.reshape(-1) for part in of_one]) for of_one in zip(*parts, strict=True))
+    )
 
 
 class Settled(NamedTuple):
@@ -234,21 +242,24 @@ class Settled(NamedTuple):
 
 
 def settled(
-    group: RowGroup, model: Precision, mechanism: SelfMasking, limit: float = LIMIT
+    group: RowGroup,
+    model: Precision,
+    mechanism: SelfMasking,
+    limit: float = LIMIT,
+    tol: float = SETTLED,
 ) -> Settled:
-    """Sweep the sites of the rows of a group, from none, until their means stay put."""
-    rows, group = _start(group), _pulled_in(group, model, limit)
-    marginal = Normal(rows.mean, rows.mean)
-    if group.n_missing == 0:
-        return Settled(group, rows.sites, marginal)
-    for n_sweeps in range(_MOST_SWEEPS):
-        given = condition(group, model, rows.sites)
-        marginal = marginals(group, given, model.location)
-        if n_sweeps > 0 and (marginal.mean - rows.mean).abs().max() < _SETTLED:
+    """Sweep the sites of the rows of a group, from none, until their means move by less than
+    ``tol``."""
+    mean = torch.zeros(group.missing.shape, dtype=torch.float64)
+    sites, marginal = Sites(mean, mean), Normal(mean, mean)
+    group = _pulled_in(group, model, limit, mean)
+    tilt = tilt_of(group.missing, mechanism)
+    for n_sweeps in range(_MOST_SWEEPS if group.n_missing else 0):
+        marginal = marginals(group, condition(group, model, sites), model.location)
+        if n_sweeps > 0 and (marginal.mean - mean).abs().max() < tol:
             break
-        rows.sites = _swept(marginal, group, rows.sites, mechanism)
-        rows.mean = marginal.mean
-    return Settled(group, rows.sites, marginal)
+        sites, mean = sweep(marginal, sites, tilt, _DAMPING), marginal.mean
+    return Settled(group, sites, marginal)
 
 
 def group_log_evidence(
@@ -260,7 +271,7 @@ def group_log_evidence(
     else:
         given = condition(group, model, sites)
         marginal = marginals(group, given, model.location)
-        scales = log_scales(marginal, sites, tilt_of(group, mechanism))
+        scales = log_scales(marginal, sites, tilt_of(group.missing, mechanism))
     return log_evidence(group, given, sites, scales, mechanism, model.location)
 
 
@@ -273,40 +284,34 @@ class _Cells(NamedTuple):
     sign: float
 
 
-def _observed_cells(batches: list[_Rows], mechanism: SelfMasking) -> _Cells:
+def _observed_cells(groups: list[RowGroup], mechanism: SelfMasking) -> _Cells:
     values, columns = [], []
-    for rows in batches:
-        chosen = (rows.group.observed() * mechanism.side.abs()).nonzero(as_tuple=True)
-        values.append(rows.group.values[chosen])
+    for group in groups:
+        chosen = (group.observed() * mechanism.side.abs()).nonzero(as_tuple=True)
+        values.append(group.values[chosen])
         columns.append(chosen[1])
     mean = torch.cat(values)
     return _Cells(Normal(mean, torch.zeros_like(mean)), torch.cat(columns), -1.0)
 
 
-def _missing_cells(batches: list[_Rows], model: Precision) -> _Cells:
+def _missing_cells(rows: _Rows, model: Precision) -> _Cells:
     """The cavities: what the rest of each row says about its missing cells."""
-    cavities, columns = [], []
-    for rows in batches:
-        if rows.group.n_missing:
-            given = condition(rows.group, model, rows.sites)
-            marginal = marginals(rows.group, given, model.location)
-            cavities.append(cavity(marginal, rows.sites))
-            columns.append(rows.group.missing)
-    normal = Normal(
-        *(torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*cavities, strict=True))
-    )
-    return _Cells(normal, torch.cat([column.reshape(-1) for column in columns]), 1.0)
+    parts = [
+        marginals(group, condition(group, model, sites), model.location)
+        for group, sites, _ in rows.parts()
+    ]
+    return _Cells(cavity(_on_end(parts), rows.sites), rows.column, 1.0)
 
 
 def _improved(
-    mechanism: SelfMasking, batches: list[_Rows], model: Precision, observed: _Cells
+    mechanism: SelfMasking, rows: _Rows, model: Precision, observed: _Cells
 ) -> SelfMasking:
     """A Newton step on threshold and log width of every column.
 
     The cavities, not the marginals, are what the mechanism is learnt from: a marginal has already
     been moved by it, which draws the slope towards zero.
     """
-    missing = _missing_cells(batches, model)
+    missing = _missing_cells(rows, model)
 
     def evaluate(theta: Tensor) -> Quadratic:
         candidate = mechanism._replace(threshold=theta[:, 0], width=theta[:, 1].exp())

@@ -48,22 +48,35 @@ from skbilevel.objectives.self_masking import SelfMasking, log_observed
 _RARE = 0.002
 
 
-def projected(group: RowGroup, model: Precision, limit: float) -> RowGroup:
+def projected(group: RowGroup, model: Precision, limit: float, mean: Tensor) -> RowGroup:
     """Eq. (2) for the rows of a group.
 
     Where few cells are observed c n_o would cut into the bulk of the rows: the limit is never
-    below the quantile of chi squared that one normal row in 500 exceeds.
+    below the quantile of chi squared that one normal row in 500 exceeds. Missing cells at any
+    ``mean`` (k, b) give a bound of delta, which most rows pass without an inverse.
     """
-    least = float(chdtri(group.n_observed, _RARE))
-    distance = condition(group, model).distance.clamp(min=torch.finfo(torch.float64).tiny)
-    share = (max(limit * group.n_observed, least) / distance).sqrt().clamp(max=1.0).unsqueeze(1)
-    pulled = model.location + share * (group.values - model.location)
-    return RowGroup(pulled * group.observed(), group.missing)
+    farthest = max(limit * group.n_observed, float(chdtri(group.n_observed, _RARE)))
+    far = (_distance_at(group, model, mean) > farthest).nonzero().squeeze(1)
+    if len(far) == 0:
+        return group
+    few = RowGroup(group.values[far], group.missing[:, far])
+    share = (farthest / condition(few, model).distance).sqrt().clamp(max=1.0).unsqueeze(1)
+    pulled = model.location + share * (few.values - model.location)
+    return RowGroup(group.values.index_copy(0, far, pulled * few.observed()), group.missing)
+
+
+def _distance_at(group: RowGroup, model: Precision, mean: Tensor) -> Tensor:
+    """e' P e with the missing cells at ``mean``, (b,)."""
+    completed = group.values.view(-1).index_copy(0, group.cells, mean.reshape(-1))
+    residual = completed.view_as(group.values) - model.location
+    return ((residual @ model.matrix) * residual).sum(1)
 
 
 def marginals(group: RowGroup, given: Conditional, location: Tensor) -> Normal:
-    """E and V of the missing cells of a group with missing cells."""
-    assert given.inverse is not None
+    """E and V (k, b) of the missing cells of a group."""
+    if given.inverse is None:
+        none = location.new_empty(group.missing.shape)
+        return Normal(none, none)
     residual = given.residual.gather(1, group.missing.T).T
     return Normal(location[group.missing] + residual, given.inverse.diagonal)
 
