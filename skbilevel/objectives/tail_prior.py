@@ -1,8 +1,8 @@
 """The reflection as a prior on what lies beyond a hard limit.
 
-======================  ==============  ==========  ======================================
+======================  ==============  ==========  ========================================
 symbol                  code name       shape       meaning
-======================  ==============  ==========  ======================================
+======================  ==============  ==========  ========================================
 s_j, b_j                side,           (d,)        values of column j beyond b_j are missing:
                         threshold                   above it for side 1, below it for -1
 lambda                  `hazard`        any         phi(t) / Phi(t)
@@ -13,10 +13,11 @@ D_j                     distance        (d,)        of the ranks' distribution f
 w_j                     trust           (d,)        in the shape of the normal, 0 to 1
 q_j                     share           (d,)        of a network beyond the limit, 0 to 1
 r_j                     reliability     (d,)        of the model beyond the limit, 0 to 1
-A_j                     reach           (d,)        |b_j - mean of the observed cells|
+A_j                     reach           (d,)        distance from b_j to the mean of the observed
+                                                    cells
 g_j                     mean_excess     (d,)        mean of s_j (x_ij - b_j) over the missing
                                                     cells as the normal imputes them
-======================  ==============  ==========  ======================================
+======================  ==============  ==========  ========================================
 
 How far the values beyond a limit reach is not in the data where the other columns do not predict
 the column: the likelihood then extrapolates the normal's tail. The trivial guess is that they lie
