@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skbilevel.estimators.column_units import CONTINUOUS, DISTRIBUTIONS
+from skbilevel.estimators.imputer import Floats
 
-Floats = NDArray[np.floating[Any]]
 # Messages name this many columns at most.
 _MOST_NAMED = 5
 

@@ -128,7 +128,7 @@ def _learnt(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> Missin
     factor = _LOGIT_OF_PROBIT if start.link == "logit" else 1.0
     slope = factor * side / width.clamp(min=_STEEPEST)
     signs = side if start.keep_signs else None
-    module = SelfMaskingModel(slope, threshold, signs=signs, link=start.link)
+    module = SelfMaskingModel(slope, threshold, signs=signs)
     link, active = LINKS[start.link], start.active
     return MissingModel(Collapsed(lambda: link(module, active), active), module)
 

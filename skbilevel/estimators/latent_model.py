@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from skbilevel.estimators.column_units import ColumnUnits, one_hot
+from skbilevel.estimators.column_units import ColumnUnits, one_hot, widths
 from skbilevel.estimators.linear_model import ROWS_AT_A_TIME
 from skbilevel.estimators.mask_terms import Cells, DrawnCells, MaskTerm
 from skbilevel.models.latent_variable import Decoder, Encoder, Proposal
@@ -107,9 +107,10 @@ class LatentModel:
 
     def proposal(self, batch: Batch) -> Proposal:
         """q(z | x_o) of every row."""
-        near, counts = self.near(batch).values, torch.from_numpy(self.units.n_categories)
-        width = counts.where(counts > 2, 1)
-        return self.encoder(one_hot(near, counts), batch.mask.repeat_interleave(width, dim=1))
+        counts = self.units.n_categories
+        coded = one_hot(self.near(batch).values, torch.from_numpy(counts))
+        width = torch.from_numpy(widths(counts))
+        return self.encoder(coded, batch.mask.repeat_interleave(width, dim=1))
 
     def observation(self, codes: Tensor, temperature: float | None = None) -> Observation:
         """p(x | z) of codes (K, b, L)."""
@@ -275,19 +276,26 @@ class LatentModel:
         return centers
 
 
-def _of_kind(cells: Cells, position: int, index: Tensor) -> Cells:
+class _Codes(Protocol):
+    """Discrete cells."""
+
+    def probability(self, codes: Tensor) -> Tensor:
+        """Of each code."""
+
+
+def _of_kind(cells: Cells, position: int, index: Tensor) -> Any:
     """The columns at ``index``, which are those of the kind at a position."""
     if isinstance(cells, DrawnCells):
         return DrawnCells(cells.values[..., index])
     return cells.parts[position] if isinstance(cells, Joined | JoinedGivenMissing) else cells
 
 
-def _mode(cells: Cells, log_weights: Tensor, n_categories: np.ndarray) -> Tensor:
+def _mode(cells: _Codes, log_weights: Tensor, n_categories: np.ndarray) -> Tensor:
     """The most probable code of every cell; (b, d)."""
     codes = torch.arange(int(n_categories.max()), dtype=log_weights.dtype)
     width = len(n_categories)
-    up_to = [expectation(cells.cdf(code.expand(1, width)), log_weights) for code in codes]
-    return torch.stack([torch.zeros_like(up_to[0]), *up_to]).diff(dim=0).argmax(0).to(codes.dtype)
+    shares = [expectation(cells.probability(code.expand(1, width)), log_weights) for code in codes]
+    return torch.stack(shares).argmax(0).to(codes.dtype)
 
 
 class _Weighted(NamedTuple):

@@ -32,9 +32,6 @@ class Cells(Protocol):
     def mean(self) -> Tensor:
         """Their means."""
 
-    def cdf(self, values: Tensor) -> Tensor:
-        """Their distribution functions."""
-
     def drawn(self, uniforms: Tensor) -> Tensor:
         """Draws of them from uniform numbers (n, ..., d)."""
 
@@ -120,9 +117,9 @@ class DrawnCells:
         """The draws."""
         return self.values
 
-    def cdf(self, values: Tensor) -> Tensor:
+    def probability(self, codes: Tensor) -> Tensor:
         """0 or 1."""
-        return (self.values <= values).to(self.values.dtype)
+        return (self.values == codes).to(self.values.dtype)
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """The draws."""

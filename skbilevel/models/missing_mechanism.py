@@ -1,10 +1,9 @@
 """Missing models p(s | x): from complete rows to the log odds that each cell is missing.
 
 Any module or function that maps complete rows (..., d) to such log odds (..., d) is a missing
-model. Those of this file are what Ipsen, Mattei and Frellsen (2021), not-MIWAE, compare.
+model. Those of this file are what Ipsen, Mattei and Frellsen (2021), not-MIWAE, compare; of self-
+masking, which is integrated over the missing cells, the module holds what is learnt.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +32,6 @@ def nonlinear(
     return mlp(sizes, generator=generator, activation=activation, zero_last=True, dtype=dtype)
 
 
-def log_odds(ratio: Tensor) -> Tensor:
-    """log Phi(t) - log Phi(-t): the probit as the log odds that a logistic function takes."""
-    return torch.special.log_ndtr(ratio) - torch.special.log_ndtr(-ratio)
-
-
-def _as_is(ratio: Tensor) -> Tensor:
-    return ratio
-
-
-LINKS: dict[str, Callable[[Tensor], Tensor]] = {"logit": _as_is, "probit": log_odds}
-
-
 class SelfMaskingModel(nn.Module):
     """A cell is missing by its own value: slope and threshold of every column.
 
@@ -57,9 +44,6 @@ class SelfMaskingModel(nn.Module):
     signs : Tensor of shape (d,) or None
         1 where high values are known to be missing, -1 where low ones are: the slope keeps this
         sign. None, or 0 for a column, leaves the sign to be learnt.
-    link : {"logit", "probit"}
-    learn : bool
-        False freezes slope and threshold.
 
     Attributes
     ----------
@@ -74,15 +58,12 @@ class SelfMaskingModel(nn.Module):
         threshold: Tensor,
         *,
         signs: Tensor | None = None,
-        link: str = "logit",
-        learn: bool = True,
     ) -> None:
         super().__init__()
-        self._link = LINKS[link]
         self.register_buffer("signs", torch.zeros_like(slope) if signs is None else signs.clone())
         start = torch.where(self.signs == 0, slope, _inverse_softplus(slope.abs()))
-        self.raw_slope = nn.Parameter(start, requires_grad=learn)
-        self.threshold = nn.Parameter(threshold.clone(), requires_grad=learn)
+        self.raw_slope = nn.Parameter(start)
+        self.threshold = nn.Parameter(threshold.clone())
 
     def slope(self) -> Tensor:
         """The slope of every column, (d,), of its known sign."""
@@ -92,10 +73,6 @@ class SelfMaskingModel(nn.Module):
     def intercept(self) -> Tensor:
         """-slope * threshold, (d,): the ratio at x = 0."""
         return -self.slope() * self.threshold
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Log odds that each cell of complete rows (..., d) is missing."""
-        return self._link(self.slope() * (rows - self.threshold))
 
 
 def _inverse_softplus(values: Tensor) -> Tensor:

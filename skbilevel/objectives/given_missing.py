@@ -16,27 +16,19 @@ a_c, p_c                codes, log      (c,),         values of a discrete x and
                                         (c, .., d)    probabilities
 ======================  ==============  ============  ======================================
 
-A cell is missing where ``xi > -t``, and x = m + sd (rho xi + r eta) with r^2 = 1 - rho^2::
+A cell is missing where ``xi > -t``, and x = m + sd (rho xi + sqrt(1 - rho^2) eta)::
 
     log p(missing) = log sum pi0 Phi(t)                                           (1)
     E[x | missing] = sum pi (m + sd rho lambda(t))                                (2)
-    P(x > c | missing) = E[Phi((rho xi - h) / r) | xi > -t],  h = (c - m) / sd    (3)
 
-pi0 being the weights before, and rho positive, else the signs of rho and h turn. A draw of x is
-a draw of xi from a truncated normal and one of eta. The integrand of (3) is between 0 and 1;
-where it is steep the variables change their roles, with e = (h + rho t) / r::
-
-    P(x > c | missing) = Phi(-e) + Phi(e) E[Phi((r eta - h) / rho) / Phi(t) | eta < e]  (4)
-
-so that (3) and (4) with few nodes cover soft mechanisms and hard limits alike. For a discrete x
-all are sums over its values.
+pi0 being the weights before. A draw of x is a draw of xi from a truncated normal and one of eta.
+For a discrete x all are sums over its values.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,9 +49,6 @@ class GivenMissing(Protocol):
     @property
     def mean(self) -> Tensor:
         """E[x | z, s = 0]."""
-
-    def cdf(self, values: Tensor) -> Tensor:
-        """P(x <= values | z, s = 0); no gradient."""
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """Draws of x given z and s = 0 from ``uniforms`` (3, ..., d) in (0, 1); no gradient.
@@ -109,15 +98,6 @@ class NormalGivenMissing:
         """Eq. (2); (..., d)."""
         shift = self.scale * self.correlation * hazard(self.ratio, self._log_cdf)
         return self.location + (self._share * shift).sum(0)
-
-    @torch.no_grad()
-    def cdf(self, values: Tensor) -> Tensor:
-        """Eqs. (3) and (4); (..., d)."""
-        sign = torch.where(self.correlation < 0, -1.0, 1.0).to(values.dtype)
-        height = sign * (values - self.location) / self.scale
-        above = _survival(height, self.ratio, self.correlation.abs())
-        below = torch.where(sign > 0, 1 - above, above)
-        return (self._share * below).sum(0).clamp(0, 1)
 
     @torch.no_grad()
     def drawn(self, uniforms: Tensor) -> Tensor:
@@ -189,10 +169,10 @@ class DiscreteGivenMissing:
         return _along(self.codes, self.log_joint).mul(self.probabilities).sum(0)
 
     @torch.no_grad()
-    def cdf(self, values: Tensor) -> Tensor:
-        """Probability of the codes up to ``values``; (..., d)."""
-        below = _along(self.codes, self.log_joint) <= values
-        return (self.probabilities * below).sum(0).clamp(0, 1)
+    def probability(self, codes: Tensor) -> Tensor:
+        """p(x = codes | z, s = 0); (..., d)."""
+        equal = _along(self.codes, self.log_joint) == codes
+        return (self.probabilities * equal).sum(0)
 
     @torch.no_grad()
     def drawn(self, uniforms: Tensor) -> Tensor:
@@ -224,11 +204,6 @@ class JoinedGivenMissing:
         """Of every part; (..., d)."""
         return joined([part.mean for part in self.parts], self.columns)
 
-    def cdf(self, values: Tensor) -> Tensor:
-        """Of every part; (..., d)."""
-        pairs = zip(self.parts, self.columns, strict=True)
-        return joined([part.cdf(values[..., index]) for part, index in pairs], self.columns)
-
     def drawn(self, uniforms: Tensor) -> Tensor:
         """Of every part; (..., d)."""
         pairs = zip(self.parts, self.columns, strict=True)
@@ -252,38 +227,6 @@ def normal_quantile(log_p: Tensor) -> Tensor:
         slope = (-0.5 * (far.square() + LOG_2PI) - reached).exp()
         far = far - (reached + depth / 2) / slope
     return torch.where(is_far, far, near)
-
-
-def _survival(height: Tensor, ratio: Tensor, correlation: Tensor) -> Tensor:
-    """Eq. (3) or (4), whichever integrand is the flatter one, to 1e-4; correlation >= 0."""
-    smallest = torch.finfo(ratio.dtype).eps
-    remainder = _remainder(correlation).clamp(min=smallest)
-    correlation = correlation.clamp(min=smallest)
-    log_scale = log_normal_cdf(ratio)
-    # Beyond +-30 the edge is at infinity to the last bit, where its logarithm would be infinite.
-    edge = ((height + correlation * ratio) / remainder).clamp(-30, 30)
-    log_edge = log_normal_cdf(edge)
-    pull = hazard(ratio, log_scale)
-    spread = (1 - pull * (pull + ratio)).clamp(min=0).sqrt()
-
-    def over_excess(log_u: float) -> Tensor:
-        excess = -normal_quantile(log_u + log_scale)
-        return torch.special.ndtr((correlation * excess - height) / remainder)
-
-    def over_remainder(log_u: float) -> Tensor:
-        eta = normal_quantile(log_u + log_edge)
-        tail = log_normal_cdf((remainder * eta - height) / correlation)
-        return (tail - log_scale).clamp(max=0).exp()
-
-    nodes, weights = np.polynomial.legendre.leggauss(24)
-    log_nodes = np.log((nodes + 1) / 2).tolist()
-    by_excess = torch.zeros_like(edge)
-    by_remainder = torch.zeros_like(edge)
-    for log_u, weight in zip(log_nodes, (weights / 2).tolist(), strict=True):
-        by_excess += weight * over_excess(log_u)
-        by_remainder += weight * over_remainder(log_u)
-    by_remainder = torch.special.ndtr(-edge) + log_edge.exp() * by_remainder
-    return torch.where(remainder > correlation * spread, by_excess, by_remainder)
 
 
 def _remainder(correlation: Tensor) -> Tensor:

@@ -58,9 +58,6 @@ class Observation(Protocol):
     def log_density(self, values: Tensor) -> Tensor:
         """log p(x_j | z) of every cell; values must be finite also where they are missing."""
 
-    def cdf(self, values: Tensor) -> Tensor:
-        """P(x_j <= values | z); no gradient."""
-
     def drawn(self, uniforms: Tensor) -> Tensor:
         """x from ``uniforms`` (n_uniforms, ..., d) in (0, 1); with a gradient in the parameters
         unless the distribution is discrete and has no temperature."""
@@ -86,11 +83,6 @@ class Gaussian:
         """log N(x; mu, sigma^2)."""
         standardized = (values - self.location) / self.scale
         return -0.5 * (standardized.square() + LOG_2PI) - self.scale.log()
-
-    @torch.no_grad()
-    def cdf(self, values: Tensor) -> Tensor:
-        """Phi((x - mu) / sigma)."""
-        return torch.special.ndtr((values - self.location) / self.scale)
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """mu + sigma Phi^-1(u)."""
@@ -124,12 +116,6 @@ class StudentT:
         log_norm = (half + 0.5).lgamma() - half.lgamma() - 0.5 * (math.pi * self.degrees).log()
         tail = (half + 0.5) * (standardized.square() / self.degrees).log1p()
         return log_norm - self.scale.log() - tail
-
-    @torch.no_grad()
-    def cdf(self, values: Tensor) -> Tensor:
-        """The sum over g of Phi((x - mu) sqrt(g) / sigma)."""
-        scale, log_weight = self._components()
-        return (log_weight.exp() * torch.special.ndtr((values - self.location) / scale)).sum(0)
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """Eq. (1)."""
@@ -182,11 +168,6 @@ class Bernoulli:
         """x log p + (1 - x) log(1 - p); finite also for a filling between 0 and 1."""
         return values * logsigmoid(self.logits) + (1 - values) * logsigmoid(-self.logits)
 
-    @torch.no_grad()
-    def cdf(self, values: Tensor) -> Tensor:
-        """0, 1 - p or 1."""
-        return _codes_and(self._log_prior).cdf(values)
-
     def drawn(self, uniforms: Tensor) -> Tensor:
         """1 where log odds and logistic noise are above 0; smoothed by the temperature."""
         noisy = self.logits + uniforms[0].logit()
@@ -237,9 +218,9 @@ class Categorical:
         return log_prior.expand(*shape, -1).gather(-1, index).squeeze(-1)
 
     @torch.no_grad()
-    def cdf(self, values: Tensor) -> Tensor:
-        """Probability of the codes up to ``values``."""
-        return _codes_and(self._log_prior).cdf(values)
+    def probability(self, codes: Tensor) -> Tensor:
+        """p(x = codes | z)."""
+        return _codes_and(self._log_prior).probability(codes)
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """The code whose logit and Gumbel noise are largest; smoothed by the temperature."""
@@ -287,11 +268,6 @@ class Joined:
         return joined(
             [part.log_density(values[..., index]) for part, index in pairs], self.columns
         )
-
-    def cdf(self, values: Tensor) -> Tensor:
-        """Of every part."""
-        pairs = zip(self.parts, self.columns, strict=True)
-        return joined([part.cdf(values[..., index]) for part, index in pairs], self.columns)
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """Of every part, from the first of the uniform numbers."""

@@ -1,6 +1,5 @@
 """Distributions of cells, and cells given that they are missing, against SciPy and quadrature."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,30 +76,26 @@ def moments_of_missing(cell, link, j):
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_densities_and_distribution_functions_are_those_of_scipy(name):
+def test_densities_are_those_of_scipy(name):
     ours, theirs = CONTINUOUS[name]
     for values in (LOCATION + 0.3, np.full(3, -1.0), np.full((4, 1, 3), 2.5)):
         assert_allclose(ours.log_density(tensor(values)), theirs.logpdf(values), rtol=1e-12)
-        if values.ndim < 3:
-            assert_allclose(ours.cdf(tensor(values)), theirs.cdf(values), atol=1e-9)
     assert_allclose(ours.mean, LOCATION)
 
 
-def test_discrete_densities_and_distribution_functions_are_those_of_scipy():
+def test_discrete_densities_are_those_of_scipy():
     p = expit(LOCATION)
     for value in (0.0, 1.0):
         theirs = stats.bernoulli(p)
         assert_allclose(
             BERNOULLI.log_density(tensor([value] * 3)), theirs.logpmf(value), rtol=1e-12
         )
-        assert_allclose(BERNOULLI.cdf(tensor([value] * 3)), theirs.cdf(value), rtol=1e-12)
     assert_allclose(BERNOULLI.mean, p)
     weights = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
     for code in range(2):
         ours = CATEGORICAL.log_density(tensor([code] * 2))
         assert_allclose(ours, np.log(weights[..., code]), rtol=1e-12)
-        below = weights[..., : code + 1].sum(-1)
-        assert_allclose(CATEGORICAL.cdf(tensor([code] * 2)), below, rtol=1e-12)
+        assert_allclose(CATEGORICAL.probability(tensor([code] * 2)), weights[..., code])
     assert_allclose(CATEGORICAL.mean, weights @ np.arange(3))
 
 
@@ -160,12 +155,10 @@ def test_joined_columns_are_their_parts():
     )
     for results in (
         mixed.log_density(values),
-        mixed.cdf(values),
         mixed.drawn(noise),
         mixed.mean,
         given.log_probability,
         given.mean,
-        given.cdf(values),
         given.drawn(uniforms(3, 2, 5)),
     ):
         assert results.shape == (2, 5)
@@ -213,7 +206,6 @@ def test_probit_is_that_of_self_masking_with_a_silent_side(width):
     assert_allclose(ours.mean, theirs.mean, rtol=1e-12)
     assert_allclose(link.log_observed(tensor(LOCATION)), log_observed(tensor(LOCATION), mechanism))
     assert_allclose(link.log_missing(tensor(LOCATION))[:, 2], 0)
-    assert_allclose(ours.cdf(tensor(LOCATION) + 0.2)[:, 2], ndtr(0.2 / SCALE[2]))
 
 
 # Cells given that they are missing
@@ -221,7 +213,7 @@ def test_probit_is_that_of_self_masking_with_a_silent_side(width):
 
 @pytest.mark.parametrize("name", CONTINUOUS)
 @pytest.mark.parametrize("link", LINKS)
-def test_probability_mean_and_cdf_given_missing_are_those_of_quadrature(name, link):
+def test_probability_and_mean_given_missing_are_those_of_quadrature(name, link):
     ours, theirs = CONTINUOUS[name]
     given = ours.given_missing(LINKS[link])
     args = (DEGREES,) if name == "student" else ()
@@ -237,59 +229,23 @@ def test_probability_mean_and_cdf_given_missing_are_those_of_quadrature(name, li
 
 @pytest.mark.parametrize("name", CONTINUOUS)
 @pytest.mark.parametrize("link", LINKS)
-def test_cdf_given_missing_has_the_density_given_missing(name, link):
-    """P(x <= c | missing) at c against the integral of p(x) p(missing | x) / p(missing)."""
-    ours, _ = CONTINUOUS[name]
-    given = ours.given_missing(LINKS[link])
+def test_draws_given_missing_have_the_density(name, link):
+    """Shares of draws between points against the integral of p(x) p(missing | x) / p(missing)."""
+    ours, mechanism = CONTINUOUS[name][0], LINKS[link]
+    given, n_draws = ours.given_missing(mechanism), 20_000
+    draws = given.drawn(uniforms(3, n_draws, 2, 3))
+    assert draws.shape == (n_draws, 2, 3)
     grid = np.linspace(-6, 9, 150_001)[:, np.newaxis, np.newaxis] * np.ones((2, 3))
     middle = tensor(grid - 0.5e-4)
-    density = ours.log_density(middle) + LINKS[link].log_missing(middle)
+    density = ours.log_density(middle) + mechanism.log_missing(middle)
     density = (density - given.log_probability).exp().numpy()
-    # Of a t some mass is left of the grid.
-    start = given.cdf(tensor(grid[0])).numpy()
-    expected = start + np.cumsum(density, 0) * 1e-4
     at = slice(500, None, 5000)
-    probabilities = np.array([given.cdf(tensor(values)).numpy() for values in grid[at]])
-    assert probabilities.max() > 0.9
-    assert_allclose(probabilities, expected[at], atol=5e-4)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.5, 0.9, 0.99, 0.9999])
-@pytest.mark.parametrize("ratio", [-6.0, -2.0, 0.0, 2.0])
-def test_cdf_given_missing_is_a_ratio_of_bivariate_normal_probabilities(correlation, ratio):
-    """P(x <= c, xi > -t) / P(xi > -t) for a standard normal x."""
-    # a^2 / (w^2 + a^2) = rho^2 with w = 1; the ratio is c / sqrt(1 + a^2).
-    gain = correlation / np.sqrt(1 - correlation**2)
-    link = ProbitLink(*map(tensor, ([gain], [ratio * np.sqrt(1 + gain**2)], [1.0])))
-    given = Gaussian(tensor([0.0]), tensor([1.0])).given_missing(link)
-    for height in (-3.0, -1.0, 0.0, 1.0, 2.5, 6.0):
-        joint = quad(
-            lambda x: stats.norm.pdf(x) * ndtr(gain * x + float(link.intercept)),
-            -12,
-            height,
-            points=sorted({-float(link.intercept) / max(gain, 0.1), -3.0, 0.0} - {height})
-            if height > -3
-            else None,
-            limit=400,
-            epsabs=1e-18,
-        )[0]
-        assert_allclose(given.cdf(tensor([height])), joint / ndtr(ratio), atol=1e-4)
-
-
-@pytest.mark.parametrize("name", CONTINUOUS)
-@pytest.mark.parametrize("link", LINKS)
-def test_draws_given_missing_have_the_distribution(name, link):
-    ours, mechanism = CONTINUOUS[name][0], LINKS[link]
-    if name == "student":
-        ours = replace(ours, n_nodes=12)
-    if link == "logit":
-        mechanism = replace(mechanism, n_nodes=8)
-    given = ours.given_missing(mechanism)
-    draws = given.drawn(uniforms(3, 5_000, 2, 3))
-    assert draws.shape == (5_000, 2, 3)
-    for rank, values in enumerate(draws.sort(dim=0).values[::500]):
-        gap = (given.cdf(values) - rank * 500 / 5_000).abs()
-        assert (gap < 1.95 / np.sqrt(5_000) + 1e-3).all()
+    # Of a t some mass is left of the grid.
+    expected = np.cumsum(density, 0)[at] * 1e-4
+    within = draws.numpy() > grid[0]
+    shares = np.array([(within & (draws.numpy() <= edge)).mean(0) for edge in grid[at]])
+    assert expected.max() > 0.9
+    assert (np.abs(shares - expected) < 1.95 / np.sqrt(n_draws) + 1e-3).all()
 
 
 @pytest.mark.parametrize("ours", [BERNOULLI, CATEGORICAL], ids=["bernoulli", "categorical"])
@@ -305,7 +261,9 @@ def test_discrete_cells_given_missing_are_sums(ours, link):
     total = sum(joint)
     assert_allclose(given.log_probability, total.log(), rtol=1e-12)
     assert_allclose(given.mean, sum(i * part for i, part in enumerate(joint)) / total, rtol=1e-12)
-    assert_allclose(given.cdf(torch.zeros_like(ours.mean)), joint[0] / total, rtol=1e-12)
+    for code, part in enumerate(joint):
+        codes = torch.full_like(ours.mean, code)
+        assert_allclose(given.probability(codes), part / total, rtol=1e-12)
     draws = given.drawn(uniforms(3, 20_000, *ours.mean.shape))
     for code, part in enumerate(joint):
         p = part / total
@@ -368,12 +326,7 @@ def test_far_cells_stay_finite_in_both_dtypes():
             (slope,) = torch.autograd.grad(
                 (given.log_probability + given.mean).sum(), cells.location
             )
-            for result in (
-                given.log_probability,
-                given.mean,
-                slope,
-                given.cdf(location.to(dtype)),
-            ):
+            for result in (given.log_probability, given.mean, slope):
                 assert result.isfinite().all()
             assert given.drawn(uniforms(3, 121, 3).to(dtype)).isfinite().all()
 
