@@ -148,7 +148,7 @@ def choose(Z: np.ndarray, rng: np.random.RandomState) -> Choice:
 
 
 def _per_cell(candidates: dict[str, Candidate], total: int) -> dict[str, float]:
-    return {key: each.gain / total for key, each in candidates.items()}
+    return {key: float(each.gain / total) for key, each in candidates.items()}
 
 
 def _choice(best: Candidate, Z: np.ndarray, gaps: dict[str, float]) -> Choice:
