@@ -48,7 +48,8 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
     ImportError
         If skops is not installed; it comes with the extra ``io``.
     TypeError
-        If a parameter is a torch module, which only pickle can store. Nothing is written.
+        If a parameter is one that only pickle can store, such as a torch module or a pandas
+        Series. Nothing is written.
 
     Examples
     --------
@@ -63,10 +64,10 @@ def save(estimator: Any, path: str | PathLike[str]) -> None:
     skops_io = _skops_io()
     try:
         skops_io.dump(estimator, path)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise TypeError(
             f"{type(estimator).__name__} holds an object that cannot be stored without pickle, a "
-            "torch module for example, as a parameter; use pickle for it."
+            "torch module or a pandas Series for example, as a parameter; use pickle for it."
         ) from error
     with ZipFile(path, "a") as archive:
         archive.writestr(_VERSION_MEMBER, skbilevel.__version__)

@@ -15,10 +15,10 @@ from skbilevel.estimators.imputer import Floats
 _MOST_NAMED = 5
 
 
-def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) -> tuple[str, ...]:
-    """One name for every column that is ``kept``."""
-    is_one = isinstance(distribution, str)
-    names = [str(distribution)] * len(kept) if is_one else list(distribution)
+def distributions(distribution: Any, features: Sequence[str], kept: NDArray[np.bool_]) -> Any:
+    """One name for every column that is ``kept``, as a tuple."""
+    given = by_name("distribution", distribution, features, "gaussian")
+    names = [given] * len(kept) if isinstance(given, str) else list(given)
     if len(names) != len(kept):
         raise ValueError(
             f"distribution must be a name or one for each of {len(kept)} features, "
@@ -30,27 +30,26 @@ def distributions(distribution: str | Sequence[str], kept: NDArray[np.bool_]) ->
     return tuple(name for name, is_kept in zip(names, kept, strict=True) if is_kept)
 
 
-def by_name(
-    parameter: str,
-    value: ArrayLike | Mapping[str, float] | None,
-    names: Sequence[str],
-    rest: float,
-) -> ArrayLike | None:
-    """A dict or Series from names of features to numbers as an array of all, with ``rest``
-    elsewhere."""
+def by_name(parameter: str, value: Any, features: Sequence[str], rest: Any) -> Any:
+    """A dict or Series from names of features to values as a list of all, with ``rest``
+    elsewhere; anything else as it is."""
     to_dict = getattr(value, "to_dict", None)
-    if to_dict is not None and all(isinstance(key, str) for key in to_dict()):
-        value = to_dict()
+    if to_dict is not None:
+        # A Series that counts its values has no names.
+        value = value if list(to_dict()) == list(range(len(value))) else to_dict()
     if not isinstance(value, Mapping):
         return value
-    position = {str(name): j for j, name in enumerate(names)}
+    position = {name: j for j, name in enumerate(features)}
     unknown = [key for key in value if key not in position]
     if unknown:
-        raise ValueError(f"{parameter} names {unknown}, which are no features of X.")
-    numbers: list[Any] = [rest] * len(names)
-    for key, number in value.items():
-        numbers[position[key]] = number
-    return numbers
+        every = named(features, np.ones(len(features), dtype=bool))
+        raise ValueError(
+            f"{parameter} names {unknown}, which are no features of X; these are {every}."
+        )
+    values = [rest] * len(features)
+    for key, own in value.items():
+        values[position[key]] = own
+    return values
 
 
 def by_column(
@@ -78,7 +77,7 @@ def by_column(
 def known_sides(
     signs: ArrayLike | None, mechanism: str, kept: NDArray[np.bool_]
 ) -> NDArray[np.float64] | None:
-    """``signs``, checked against the mechanism."""
+    """``signs``, checked against the mechanism; NaN where not given."""
     side = by_column("signs", signs, kept)
     if mechanism == "self_masking_known" and side is None:
         raise ValueError("mechanism='self_masking_known' needs signs: 1, -1 or 0 per feature.")
@@ -89,7 +88,7 @@ def known_sides(
             "signs is for the mechanisms 'self_masking_known' and 'censored', "
             f"got mechanism={mechanism!r}."
         )
-    if not np.isin(side, (-1.0, 0.0, 1.0)).all():
+    if not np.isin(side[~np.isnan(side)], (-1.0, 0.0, 1.0)).all():
         raise ValueError(f"signs must be 1, -1 or 0, got {np.unique(side).tolist()}.")
     return side
 
@@ -122,26 +121,30 @@ def sides_of_limits(
 ) -> NDArray[np.float64] | None:
     """Sides, also those that follow from known limits: no value is observed beyond them."""
     known = ~np.isnan(limits)
-    if not known.any():
-        return side
-    low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
-    inferred = np.where(high <= limits, 1.0, np.where(low >= limits, -1.0, 0.0))
-    given = inferred if side is None else side
-    is_within = np.where(given > 0, high <= limits, low >= limits)
-    is_open = False if side is None else given == 0
-    beyond = known & ~is_within & ~is_open
-    if beyond.any():
+    if side is not None and (known & (side == 0)).any():
         raise ValueError(
-            f"Columns {named(names, beyond)} have observed values beyond limits, where all "
-            "should be missing."
+            f"Columns {named(names, known & (side == 0))} have limits but signs of 0; leave them "
+            "out of limits, or give the side on which values are missing."
         )
     unknown = np.isnan(X).any(axis=0) & ~known
-    if side is None and unknown.any():
+    if side is None and known.any() and unknown.any():
         raise ValueError(
-            f"limits without signs leave open those of columns {named(names, unknown)}; "
-            "give signs."
+            f"limits without signs leave open those of columns {named(names, unknown)}; give "
+            "their signs, 0 for missing at random."
         )
-    return np.where(known, given, 0.0) if side is None else side
+    if side is None and not known.any():
+        return None
+    low, high = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
+    inferred = np.where(high <= limits, 1.0, np.where(low >= limits, -1.0, 0.0))
+    open_ = np.full(len(limits), np.nan) if side is None else side
+    sides = np.where(np.isnan(open_), inferred, open_)
+    beyond = known & ~np.where(sides > 0, high <= limits, low >= limits)
+    if beyond.any():
+        raise ValueError(
+            f"Columns {named(names, beyond)} have observed values beyond limits, where by their "
+            "signs all should be missing."
+        )
+    return sides
 
 
 def check_discrete(

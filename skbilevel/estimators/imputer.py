@@ -245,8 +245,8 @@ class Imputer(TransformerMixin, BaseEstimator):
         if len(beyond):
             names = np.array(self._names(~self.empty_features_))[beyond].tolist()
             raise ValueError(
-                f"A row is so extreme that its imputed values in columns {names} exceed {dtype}; "
-                "rescale the columns, or remove the row."
+                f"A row is so extreme that its imputed values in columns {names} exceed "
+                f"{np.dtype(dtype)}; rescale the columns, or remove the row."
             )
         return rows
 

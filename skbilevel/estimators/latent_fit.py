@@ -51,6 +51,8 @@ def fit_linear(
     return LINEAR_FITS[name](table, Knowledge(plan.side, limits), loop)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_network(
     plan: Plan,
     linear: LinearFit | None,
@@ -136,8 +138,8 @@ def train_model(
         return train(loss, rows.epoch, groups, schedule, on_epoch)
     except FloatingPointError as error:
         raise FloatingPointError(
-            f"Training has diverged: {error}; lower learning_rate, or look at what a missing "
-            "model of your own returns."
+            f"Training has diverged: {error}; lower learning_rate or weight_decay, or look at "
+            "what a missing model of your own returns."
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -59,7 +59,7 @@ class LatentVariableImputer(CallbackSupportMixin, ProbabilisticImputer):
     _parameter_constraints: dict = {  # noqa: RUF012
         **Imputer._parameter_constraints,
         "decoder": [StrOptions(set(DECODERS))],
-        "distribution": [StrOptions(set(DISTRIBUTIONS)), "array-like"],
+        "distribution": [StrOptions(set(DISTRIBUTIONS)), "array-like", dict],
         "n_latent": [None, _AT_LEAST_1],
         "hidden_layer_sizes": ["array-like", _AT_LEAST_1],
         "activation": [StrOptions(set(ACTIVATIONS))],
@@ -88,7 +88,7 @@ class LatentVariableImputer(CallbackSupportMixin, ProbabilisticImputer):
         self,
         *,
         decoder: str = "residual",
-        distribution: str | Sequence[str] = "gaussian",
+        distribution: str | Sequence[str] | Mapping[str, str] = "gaussian",
         n_latent: int | None = None,
         hidden_layer_sizes: int | Sequence[int] = (64,),
         activation: str = "silu",
@@ -291,4 +291,6 @@ class LatentVariableImputer(CallbackSupportMixin, ProbabilisticImputer):
         network = self._fitted_network()
         if network is None:
             return np.full(len(X), np.inf)
-        return np.concatenate([network.effective_sizes(X[block]) for block in row_blocks(X)])
+        sizes = [network.effective_sizes(X[block]) for block in row_blocks(X)]
+        # Where all weights underflow one sample is as good as any other.
+        return np.nan_to_num(np.concatenate(sizes), nan=1.0)

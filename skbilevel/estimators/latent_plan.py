@@ -16,6 +16,7 @@ from skbilevel.estimators.column_knowledge import (
     held_by,
     known_limits,
     known_sides,
+    named,
     sides_of_limits,
 )
 from skbilevel.estimators.column_units import CONTINUOUS
@@ -164,16 +165,21 @@ def planned(
     kept = ~imputer.empty_features_
     if imputer.loss == "quantile":
         checked_quantile(imputer)
-    kinds = distributions(imputer.distribution, kept)
+    kinds = distributions(imputer.distribution, imputer._names(np.ones_like(kept)), kept)
     side = known_sides(signs, mechanism, kept)
     known = known_limits(limits, mechanism, kept)
     # As the table can hold them, so that a value at its limit is not beyond it.
     known = held_by(X.dtype, known)
+    if np.ndim(limits) == 0 and side is not None:
+        known = np.where(side == 0, np.nan, known)  # one limit for all is not meant for these
     if mechanism == "censored":
         side = sides_of_limits(X, side, known, names)
+    elif side is not None:
+        side = np.nan_to_num(side)
     is_all = is_linear_all(imputer.decoder, imputer.n_latent, kinds, mechanism)
     warm = is_all or is_warm(imputer.decoder, kinds)
-    _check_cold(warm, mechanism, side, imputer.decoder)
+    if not warm and (mechanism == "auto" or (mechanism == "censored" and side is None)):
+        raise ValueError(_refusal(mechanism, imputer.decoder, kinds, names))
     _check_image(imputer, kept)
     if imputer.decoder == "conv" and "categorical" in kinds:
         raise ValueError(
@@ -199,16 +205,20 @@ def planned(
     )
 
 
-def _check_cold(
-    warm: bool, mechanism: str, side: NDArray[np.float64] | None, decoder: str
-) -> None:
-    if not warm and (mechanism == "auto" or (mechanism == "censored" and side is None)):
-        needed = "another mechanism" if mechanism == "auto" else "signs"
-        raise ValueError(
-            f"mechanism={mechanism!r} has to compare linear models, which are for up to "
-            f"{_MOST_WARM} continuous columns and decoders other than 'conv' (got {decoder!r}); "
-            f"give {needed}."
-        )
+def _refusal(mechanism: str, decoder: str, kinds: Sequence[str], names: Sequence[str]) -> str:
+    """Why there is no linear model to compare mechanisms by."""
+    discrete = np.array([kind not in CONTINUOUS for kind in kinds])
+    if decoder == "conv":
+        reason = "continuous columns and decoders other than 'conv'"
+    elif discrete.any():
+        reason = f"continuous columns, other than {named(names, discrete)}"
+    else:
+        reason = f"up to {_MOST_WARM} columns beside a network, not {len(kinds)}"
+    needed = "another mechanism" if mechanism == "auto" else "signs"
+    return (
+        f"mechanism={mechanism!r} has to compare linear models, which are for {reason}; "
+        f"give {needed}."
+    )
 
 
 def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
@@ -233,7 +243,7 @@ def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
 
 def _architecture(imputer: Any, n_columns: int) -> Architecture:
     hidden = np.atleast_1d(imputer.hidden_layer_sizes)
-    if not np.issubdtype(hidden.dtype, np.integer) or (hidden < 1).any():
+    if hidden.ndim > 1 or not np.issubdtype(hidden.dtype, np.integer) or (hidden < 1).any():
         raise ValueError(
             f"hidden_layer_sizes must be integers of at least 1, got {hidden.tolist()}."
         )

@@ -204,7 +204,7 @@ def _mechanism_attributes(
     mechanism: SelfMasking, center: np.ndarray, scale: np.ndarray
 ) -> dict[str, Any]:
     side, threshold, width = (part.numpy() for part in mechanism)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         slopes = 1 / (width * scale)
     return {
         "signs_": side.astype(int),

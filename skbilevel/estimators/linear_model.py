@@ -121,6 +121,8 @@ class LinearModel:
     def _cell_draws(self, group: RowGroup, keys: np.ndarray, n_draws: int) -> Tensor:
         """Draws (n_draws, k, b) of the missing cells of a group."""
         given = self._settled(group, self.limit)
+        if not given.marginal.mean.isfinite().all():
+            return torch.full((n_draws, *group.missing.shape), torch.nan, dtype=torch.float64)
         root = masked_cholesky(self.precision.matrix, group.missing, given.sites.precision)
         link = probit_of(self.mechanism.columns(group.missing))
         at_a_time = max(1, _CELLS_AT_A_TIME // group.missing.numel())

@@ -39,7 +39,7 @@ def known_sign(
 
     The steepest stands for a limit at the largest, or smallest, observed value, and is kept
     unless another is ahead by a margin. A column without a missing cell has a limit, or no
-    mechanism.
+    mechanism; one of a single value has none.
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ def known_sign(
         With the mechanism for all rows, and the normal of those compared on.
     """
     rows = thinned(Z, rng)
-    own = np.where(np.isnan(Z).any(axis=0), side, 0.0)
+    varies = np.nanmin(Z, axis=0) < np.nanmax(Z, axis=0)
+    own = np.where(np.isnan(Z).any(axis=0) & varies, side, 0.0)
     steep, *soft = (_with_shared_width(rows, own, width) for width in _WIDTHS)
     best = max(soft, key=lambda fit: fit.evidence)
     n_missing = np.count_nonzero(np.isnan(rows[:, own != 0]))

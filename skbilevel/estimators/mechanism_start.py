@@ -32,13 +32,13 @@ def hard_limits(
     -------
     SelfMasking
         Estimated limits have the least width rather than none, so that the evidence of a new row
-        slightly beyond them is finite.
+        slightly beyond them is finite. A column of one value has no limit that could be estimated.
     """
     missing = np.isnan(Z)
     low, high = np.where(missing, np.inf, Z).min(axis=0), np.where(missing, -np.inf, Z).max(axis=0)
     known = np.full(Z.shape[1], np.nan) if limits is None else limits
     # Also of a column without a missing cell: the limit holds for rows to come.
-    has = np.broadcast_to(side, Z.shape[1]) != 0
+    has = (np.broadcast_to(side, Z.shape[1]) != 0) & (~np.isnan(known) | (low < high))
     threshold = np.where(np.isnan(known), np.where(np.greater(side, 0), high, low), known)
     width = np.where(np.isnan(known), NARROWEST, 0.0)
     return self_masking(has * side, np.where(has, threshold, 0.0), np.where(has, width, 1.0))

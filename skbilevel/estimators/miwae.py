@@ -28,10 +28,11 @@ class MIWAEImputer(LatentVariableImputer):
         ``distribution="gaussian"`` and ``n_latent=None`` is the multivariate normal, as of
         `GaussianImputer`;
         otherwise it is a factor analysis, trained like the others.
-    distribution : {"gaussian", "student_t", "bernoulli", "categorical"} or list of them, \
+    distribution : {"gaussian", "student_t", "bernoulli", "categorical"}, list or dict of them, \
             default="gaussian"
         Of every column given the code. Columns of the last two have few values, which need not
-        be 0 and 1.
+        be 0 and 1. A dict, or a pandas Series, has names of features as keys; the others are
+        gaussian.
     n_latent : int, default=None
         Length of the code; None is one less than the columns (of two columns: two), but at
         most 10 or half of the columns, and 50.

@@ -45,7 +45,7 @@ class NotMIWAEImputer(LatentVariableImputer):
         - "self_masking": the same with signs chosen by evidence, or learnt with the network
           where no linear model is fitted.
         - "auto": one of the above, or a mixture by column, where the evidence is clear, else
-          "mar". It compares linear models, for up to 200 continuous columns.
+          "mar". It compares linear models, for continuous columns, up to 200 with a network.
         - "agnostic", "nonlinear": logistic in all values of the row, directly or through a
           hidden layer.
         - a module or function from rows, a float32 tensor of shape (..., n_fitted) in the units
@@ -54,7 +54,8 @@ class NotMIWAEImputer(LatentVariableImputer):
           put into evaluation mode and trained with the rest.
     signs : int, array-like of shape (n_features,) or dict, default=None
         1 where high values are missing, -1 where low ones are, 0 where the value does not
-        matter. A dict, or a pandas Series, has names of features as keys; the others are 0.
+        matter. A dict, or a pandas Series, has names of features as keys; the others have the
+        side of their limit, if that is known, or else 0.
     limits : float, array-like of shape (n_features,) or dict, default=None
         Known limits for "censored", in the units of the data; NaN where a limit is not known,
         or no key of a dict. Signs follow from them where all observed values are on one side.
@@ -74,10 +75,11 @@ class NotMIWAEImputer(LatentVariableImputer):
         ``distribution="gaussian"`` and ``n_latent=None`` is the multivariate normal, with
         the mechanism, fitted by expectation propagation in seconds;
         otherwise it is a factor analysis, trained like the others.
-    distribution : {"gaussian", "student_t", "bernoulli", "categorical"} or list of them, \
+    distribution : {"gaussian", "student_t", "bernoulli", "categorical"}, list or dict of them, \
             default="gaussian"
         Of every column given the code. Columns of the last two have few values, which need not
-        be 0 and 1.
+        be 0 and 1. A dict, or a pandas Series, has names of features as keys; the others are
+        gaussian.
     n_latent : int, default=None
         Length of the code; None is one less than the columns (of two columns: two), but at
         most 10 or half of the columns, and 50.
@@ -169,6 +171,12 @@ class NotMIWAEImputer(LatentVariableImputer):
     MIWAEImputer : Without a model of the mask.
     skbilevel.amputation.ampute : Hides cells by such mechanisms.
 
+    Notes
+    -----
+    `score` is of the mask too, and scores of different mechanisms do not compare: one that
+    models the mask pays for it. Choose the mechanism by what you know, by "auto", or by the error
+    on cells that are hidden again, but not by `score` in a grid.
+
     References
     ----------
     Ipsen, Mattei and Frellsen (2021), not-MIWAE: Deep generative modelling with missing not at
@@ -208,7 +216,7 @@ class NotMIWAEImputer(LatentVariableImputer):
         link: str = "probit",
         tail_prior: str | None = "reflection",
         decoder: str = "residual",
-        distribution: str | Sequence[str] = "gaussian",
+        distribution: str | Sequence[str] | Mapping[str, str] = "gaussian",
         n_latent: int | None = None,
         hidden_layer_sizes: int | Sequence[int] = (64,),
         activation: str = "silu",
@@ -267,7 +275,7 @@ class NotMIWAEImputer(LatentVariableImputer):
             self._names(~self.empty_features_),
             mechanism=self.mechanism if named else "own",
             own=None if named else self.mechanism,
-            signs=by_name("signs", self.signs, features, 0.0),
+            signs=by_name("signs", self.signs, features, np.nan),
             limits=by_name("limits", self.limits, features, np.nan),
             link=self.link,
             tail_prior=self.tail_prior,
@@ -297,6 +305,7 @@ class NotMIWAEImputer(LatentVariableImputer):
         parts = []
         for block in row_blocks(X):
             rows = np.asarray(X[block], dtype=np.float64)
-            full = np.where(np.isnan(rows), complete(rows), rows)
+            imputed = self._finite(complete(rows), np.float64)
+            full = np.where(np.isnan(rows), imputed, rows)
             parts.append(model.missing_probability(full))
         return np.concatenate(parts)

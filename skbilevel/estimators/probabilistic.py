@@ -111,6 +111,11 @@ class ProbabilisticImputer(Imputer):
         -----
         UserWarning
             If incomplete rows are equal and ``row_ids`` does not tell them apart.
+
+        Raises
+        ------
+        ValueError
+            If ``n_draws`` is no positive integer, or a row is too extreme for float64.
         """
         check_is_fitted(self)
         if not isinstance(n_draws, Integral) or isinstance(n_draws, bool) or n_draws < 1:
@@ -134,7 +139,9 @@ class ProbabilisticImputer(Imputer):
         incomplete = np.flatnonzero(np.isnan(rows[:, fitted]).any(axis=1))
         if len(incomplete):
             given = rows[np.ix_(incomplete, fitted)]
-            completed = np.where(np.isnan(given), draw(given, keys[incomplete]), given)
+            draws = draw(given, keys[incomplete])
+            self._finite(draws.reshape(-1, len(fitted)), np.float64)
+            completed = np.where(np.isnan(given), draws, given)
             drawn[:, incomplete[:, np.newaxis], fitted] = completed
         return drawn
 

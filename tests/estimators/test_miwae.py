@@ -161,7 +161,10 @@ WRONG = [
         {"mechanism": "censored", "limits": [0.4, 3.5, np.nan, np.nan], "signs": SIGNS},
         r"Columns \['high'\] have observed values beyond limits",
     ),
-    ({"mechanism": "auto", "distribution": "bernoulli"}, r"mechanism='auto' .*continuous"),
+    (
+        {"mechanism": "auto", "distribution": {"high": "bernoulli"}},
+        r"mechanism='auto' .* continuous columns, other than \['high'\]; give another mechanism",
+    ),
     ({"mechanism": "censored", "decoder": "conv", "image_shape": (1, 2, 2)}, r"give signs"),
     ({"decoder": "conv", "mechanism": "mar"}, r"image_shape .* decoder='conv'"),
     ({"image_shape": (1, 2, 2), "mechanism": "mar"}, r"image_shape .* decoder='residual'"),
@@ -264,8 +267,73 @@ def test_series_is_read_by_its_names_and_not_by_position():
     series = pd.Series({"full": 0, "high": -1, "low": 1})
     assert_array_equal(linear(signs=series).fit(frame).signs_, SIGNS)
     assert_array_equal(linear(signs=pd.Series(SIGNS)).fit(frame).signs_, SIGNS)
-    with pytest.raises(ValueError, match=r"signs names \['other'\]"):
+    with pytest.raises(ValueError, match=r"signs names \['other'\].*these are \['low', 'high'"):
         linear(signs=pd.Series({"other": 1})).fit(frame)
+    # Numbers in another order than that of the columns would be a guess.
+    with pytest.raises(ValueError, match=r"signs names \[3, 2, 1, 0\]"):
+        linear(signs=pd.Series(SIGNS, index=[3, 2, 1, 0])).fit(frame)
+
+
+@pytest.mark.parametrize("as_series", [False, True])
+def test_distributions_may_be_named(as_series):
+    frame = pd.DataFrame(X, columns=NAMES).assign(full=(X[:, 3] > 0).astype(float))
+    frame.loc[:4, "full"] = np.nan
+    own = {"full": "bernoulli", "low": "student_t"}
+    imputer = MIWAEImputer(
+        distribution=pd.Series(own) if as_series else own, max_iter=2, random_state=0
+    )
+    kinds = ["student_t", "gaussian", "gaussian", "bernoulli"]
+    listed = MIWAEImputer(distribution=kinds, max_iter=2, random_state=0)
+    assert_array_equal(imputer.fit_transform(frame), listed.fit_transform(frame))
+    assert np.isin(imputer.sample(frame[:5])[:, :, 3], [0, 1]).all()
+    with pytest.raises(ValueError, match=r"distribution names \['lo'\], .*these are \['low'"):
+        MIWAEImputer(distribution={"lo": "bernoulli"}).fit(frame)
+
+
+def test_side_of_a_known_limit_need_not_be_named():
+    frame = pd.DataFrame(X, columns=NAMES)
+    limits = {"low": 0.4, "high": 3.0}
+    every = linear(limits=limits, signs={"low": 1, "high": -1}).fit(frame)
+    assert_array_equal(every.signs_, SIGNS)
+    for signs in ({"low": 1}, {"full": 0}, {"full": 0, "high": -1}):
+        assert_array_equal(linear(limits=limits, signs=signs).fit(frame).signs_, SIGNS)
+    with pytest.raises(ValueError, match=r"Columns \['low'\] have limits but signs of 0"):
+        linear(limits=limits, signs={"low": 0}).fit(frame)
+
+
+@pytest.mark.parametrize("mechanism", ["censored", "self_masking_known"])
+def test_constant_column_has_no_limit_unless_it_is_known(mechanism):
+    incomplete = np.column_stack([np.full(len(X), 1e-6), X[:, 3]])
+    incomplete[:10, 0] = np.nan
+    imputer = linear(mechanism, signs=1).fit(incomplete)
+    assert_array_equal(imputer.signs_, [0, 1])
+    assert_allclose(imputer.transform(incomplete)[:10, 0], 1e-6, rtol=1e-12)
+    if mechanism == "censored":
+        known = linear(limits=[0.5, np.nan], signs=[1, 0]).fit(incomplete)
+        assert (known.transform(incomplete)[:10, 0] > 0.5).all()
+
+
+@pytest.mark.parametrize("decoder", ["linear", "residual"])
+def test_row_too_extreme_for_float64_is_refused_by_every_method(decoder):
+    incomplete = X[:, :2]
+    limits = [0.4, np.nan]
+    imputer = NotMIWAEImputer(
+        mechanism="censored", limits=limits, signs=[1, 0], decoder=decoder, max_iter=steps(decoder)
+    ).fit(incomplete)
+    row = np.array([[np.nan, 1e200]])
+    for method in (imputer.transform, imputer.sample, imputer.missing_probability):
+        with pytest.raises(ValueError, match=r"so extreme .* columns \['x0'\] exceed float64"):
+            method(row)
+    assert imputer.effective_sample_size(row)[0] >= 1
+    assert imputer.score_samples(row)[0] == -np.inf
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_networks_train_where_gradients_are_off(mode):
+    with mode():
+        imputer = MIWAEImputer(max_iter=2, random_state=0).fit(X)
+    again = MIWAEImputer(max_iter=2, random_state=0).fit(X)
+    assert imputer.history_ == again.history_
 
 
 def test_limit_that_the_dtype_cannot_hold_is_refused():
@@ -324,7 +392,7 @@ def test_outlier_of_a_table_whose_cells_are_all_observed_is_pulled_in():
     assert spoilt.covariance_[1, 1] < 2 * clean.covariance_[1, 1] < 0.2 * complete[:, 1].var()
 
 
-def test_limit_of_a_column_of_sign_zero_is_of_no_account():
+def test_one_limit_for_all_is_of_no_account_for_a_column_of_sign_zero():
     """It is missing by chance, on both sides of the limit."""
     imputer = linear(limits=0.4, signs=[1, 0]).fit(np.column_stack([X[:, 0], 10 * X[:, 2]]))
     assert_array_equal(imputer.signs_, [1, 0])
@@ -830,9 +898,16 @@ def test_file_without_pickle_gives_the_same_imputations(imputer, tmp_path):
     assert_equal(loaded.history_, imputer.history_)
 
 
-def test_file_without_pickle_refuses_a_torch_module_and_is_not_written(tmp_path):
-    imputer = quick(mechanism=nn.Linear(4, 4), max_iter=1).fit(X)
-    with pytest.raises(TypeError, match="torch module"):
+@pytest.mark.parametrize(
+    "parameters",
+    [{"mechanism": nn.Linear(4, 4)}, {"mechanism": "censored", "signs": pd.Series({"x0": 1})}],
+    ids=["module", "series"],
+)
+def test_file_without_pickle_refuses_what_only_pickle_stores_and_is_not_written(
+    parameters, tmp_path
+):
+    imputer = quick(**parameters, max_iter=1).fit(X)
+    with pytest.raises(TypeError, match="torch module or a pandas Series"):
         io.save(imputer, tmp_path / "imputer.skops")
     assert list(tmp_path.iterdir()) == []
 
