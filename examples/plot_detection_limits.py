@@ -12,7 +12,7 @@ there, and the shape of that tail is an assumption. A normal with the limit goes
 these positive, skewed columns, and one of the field's constants, the limit over the square root
 of 2, has the lower error; a normal of the logarithms beats it while less than half is lost, and
 loses to it beyond. What no constant gives is an interval; those of the models are
-too narrow: 77 to 88 % instead of 90, of the logarithms 67 to 77. What ignores the limit, however
+too narrow: 75 to 88 % instead of 90, of the logarithms 67 to 77. What ignores the limit, however
 good at values missing at random, imputes values that would have been seen. The table has 178
 rows, and half of the limit is a poor choice here only because these columns end well above zero.
 """
