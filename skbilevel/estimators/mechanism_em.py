@@ -5,6 +5,7 @@ sites, `newton_step` the mechanism, and the M-step the next normal. The sites of
 from one iteration to the next, so that one sweep an iteration is enough.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -116,7 +117,8 @@ def fit_self_masked(
     max_iter : int, default=80
         Most iterations.
     tol : float, default=1e-3
-        Stop when no imputed cell moves by more than this many standard deviations.
+        Stop when no imputed cell, mean or covariance moves by more than this, in standardised
+        units.
     limit : float, default=3.0
         Rows with a squared distance of more than this many times their number of observed cells
         are pulled in; inf leaves all as they are.
@@ -142,7 +144,9 @@ def fit_self_masked(
         n_iter += 1
         model = precision(parameters)
         reach = limit if n_iter > _FREE_ITERATIONS else float("inf")
-        parameters, change = _iterate(rows, model, mechanism, reach, weight)
+        before = parameters
+        parameters, moved = _iterate(rows, model, mechanism, reach, weight)
+        change = max(moved, _largest_move(before, parameters))
         if observed is not None:
             mechanism = _improved(mechanism, rows, model, observed)
         # With rows that are pulled in, the normal is not yet the one that is sought.
@@ -224,6 +228,12 @@ def _iterate(
     location, covariance = shrunk_scatter(n_rows, first, second, n_rows, shrinkage)
     covariance.diagonal().add_(_RIDGE)
     return NormalParameters(location, covariance), float(moves.max()) if len(moves) else 0.0
+
+
+def _largest_move(before: NormalParameters, after: NormalParameters) -> float:
+    """Of rows whose cells are all observed, and are pulled in, only these tell."""
+    pairs = ((before.location, after.location), (before.covariance, after.covariance))
+    return max(float((new - old).abs().max()) for old, new in pairs)
 
 
 def _on_end(parts: list[Normal]) -> Normal:
@@ -312,9 +322,11 @@ def _improved(
     been moved by it, which draws the slope towards zero.
     """
     missing = _missing_cells(rows, model)
+    narrowest, widest = math.log(NARROWEST), math.log(WIDEST)
 
     def evaluate(theta: Tensor) -> Quadratic:
-        candidate = mechanism._replace(threshold=theta[:, 0], width=theta[:, 1].exp())
+        width = theta[:, 1].clamp(narrowest, widest).exp()
+        candidate = mechanism._replace(threshold=theta[:, 0], width=width)
         total = Quadratic(
             *(torch.zeros(len(theta), *shape, dtype=theta.dtype) for shape in ((), (2,), (2, 2)))
         )
@@ -324,9 +336,14 @@ def _improved(
             terms = log_probability_terms(*cells.normal, own)
             for sum_, term in zip(total, terms, strict=True):
                 sum_.index_add_(0, cells.column, term)
+        uphill, curvature = total.gradient[:, 1], total.curvature
+        ends = (theta[:, 1] >= widest) & (uphill > 0) | (theta[:, 1] <= narrowest) & (uphill < 0)
+        # A width at its end stays there, and the threshold moves without it.
+        uphill[ends] = 0.0
+        curvature[ends, 0, 1] = curvature[ends, 1, 0] = 0.0
         return total
 
     theta = torch.stack([mechanism.threshold, mechanism.width.log()], dim=1)
     theta = newton_step(evaluate, theta)
-    width = theta[:, 1].exp().clamp(NARROWEST, WIDEST)
+    width = theta[:, 1].clamp(narrowest, widest).exp()
     return mechanism._replace(threshold=theta[:, 0], width=width)

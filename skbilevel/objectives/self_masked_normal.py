@@ -53,8 +53,11 @@ def projected(group: RowGroup, model: Precision, limit: float, mean: Tensor) -> 
 
     Where few cells are observed c n_o would cut into the bulk of the rows: the limit is never
     below the quantile of chi squared that one normal row in 500 exceeds. Missing cells at any
-    ``mean`` (k, b) give a bound of delta, which most rows pass without an inverse.
+    ``mean`` (k, b) give an upper bound of delta, which tells of most rows that they are near,
+    without an inverse.
     """
+    if group.n_observed == 0:
+        return group
     farthest = max(limit * group.n_observed, float(chdtri(group.n_observed, _RARE)))
     far = (_distance_at(group, model, mean) > farthest).nonzero().squeeze(1)
     if len(far) == 0:
