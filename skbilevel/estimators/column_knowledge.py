@@ -35,8 +35,11 @@ def by_name(parameter: str, value: Any, features: Sequence[str], rest: Any) -> A
     elsewhere; anything else as it is."""
     to_dict = getattr(value, "to_dict", None)
     if to_dict is not None:
+        named_values = to_dict()
+        if len(named_values) < len(value):
+            raise ValueError(f"{parameter} has several values for one name.")
         # A Series that counts its values has no names.
-        value = value if list(to_dict()) == list(range(len(value))) else to_dict()
+        value = value if list(named_values) == list(range(len(value))) else named_values
     if not isinstance(value, Mapping):
         return value
     position = {name: j for j, name in enumerate(features)}
@@ -107,12 +110,15 @@ def known_limits(
     return numbers
 
 
-def held_by(dtype: Any, limits: NDArray[np.float64]) -> NDArray[np.float64]:
+def held_by(dtype: Any, limits: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
     """Limits as a table of this dtype can hold them."""
     with np.errstate(over="ignore"):
         held = limits.astype(dtype).astype(np.float64)
     if np.isinf(held).any():
-        raise ValueError(f"limits must be values that {dtype} can hold, as X is.")
+        raise ValueError(
+            f"limits must be values that {dtype} can hold, as X is; those of "
+            f"{named(names, np.isinf(held))} are not."
+        )
     return held
 
 

@@ -16,7 +16,7 @@ from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LinearFit, Table
 from skbilevel.estimators.mask_terms import Collapsed, Ignored, MaskTerm, Sampled
 from skbilevel.estimators.mechanism_start import hard_limits
-from skbilevel.models.missing_mechanism import SelfMaskingModel, agnostic, nonlinear
+from skbilevel.models.missing_mechanism import SlopeAndThreshold, agnostic, nonlinear
 from skbilevel.objectives.masking_links import Link, LogitLink, ProbitLink, probit_of
 from skbilevel.objectives.self_masking import SelfMasking
 
@@ -128,7 +128,7 @@ def _learnt(start: MissingStart, own: Any, units: ColumnUnits, _: Any) -> Missin
     factor = _LOGIT_OF_PROBIT if start.link == "logit" else 1.0
     slope = factor * side / width.clamp(min=_STEEPEST)
     signs = side if start.keep_signs else None
-    module = SelfMaskingModel(slope, threshold, signs=signs)
+    module = SlopeAndThreshold(slope, threshold, signs=signs)
     link, active = LINKS[start.link], start.active
     return MissingModel(Collapsed(lambda: link(module, active), active), module)
 
@@ -181,15 +181,15 @@ FORMS: dict[str, Callable[[MissingStart, Any, ColumnUnits, Any], MissingModel]] 
 }
 
 
-def _probit(module: SelfMaskingModel, active: Tensor) -> Link:
+def _probit(module: SlopeAndThreshold, active: Tensor) -> Link:
     return ProbitLink(active * module.slope(), active * module.intercept(), active)
 
 
-def _logit(module: SelfMaskingModel, active: Tensor) -> Link:
+def _logit(module: SlopeAndThreshold, active: Tensor) -> Link:
     return LogitLink(active * module.slope(), active * module.intercept(), active=active)
 
 
-LINKS: dict[str, Callable[[SelfMaskingModel, Tensor], Link]] = {
+LINKS: dict[str, Callable[[SlopeAndThreshold, Tensor], Link]] = {
     "probit": _probit,
     "logit": _logit,
 }

@@ -18,6 +18,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from skbilevel.estimators.column_units import ColumnUnits, one_hot, widths
+from skbilevel.estimators.latent_observation import decoded
 from skbilevel.estimators.linear_model import ROWS_AT_A_TIME
 from skbilevel.estimators.mask_terms import Cells, DrawnCells, MaskTerm
 from skbilevel.models.latent_variable import Decoder, Encoder, Proposal
@@ -36,14 +37,7 @@ from skbilevel.objectives.importance_weighted import (
     resampled,
     weighted_quantile,
 )
-from skbilevel.objectives.observation import (
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    Joined,
-    Observation,
-    StudentT,
-)
+from skbilevel.objectives.observation import Joined, Observation
 
 # Tensors of this many numbers are made at a time.
 _NUMBERS_AT_A_TIME = 2**19
@@ -114,15 +108,7 @@ class LatentModel:
 
     def observation(self, codes: Tensor, temperature: float | None = None) -> Observation:
         """p(x | z) of codes (K, b, L)."""
-        outputs = self.decoder(codes).unflatten(-1, (len(self.units.kinds), -1))
-        kinds = np.array(self.units.kinds)
-        parts, columns = [], []
-        for kind in dict.fromkeys(self.units.kinds):
-            index = torch.from_numpy(np.flatnonzero(kinds == kind))
-            own = outputs if len(index) == len(kinds) else outputs[..., index, :]
-            parts.append(_PARTS[kind](self, own, index, temperature))
-            columns.append(index)
-        return parts[0] if len(parts) == 1 else Joined(tuple(parts), tuple(columns))
+        return decoded(self.decoder, self.units, codes, temperature)
 
     def loss(self, batch: Batch, noise: Tensor, uniforms: Tensor | None, objective: str) -> Tensor:
         """Minus the bound per row, the mean over the batch; ``noise`` is (K, b, L)."""
@@ -276,8 +262,8 @@ class LatentModel:
         return centers
 
 
-class _Codes(Protocol):
-    """Discrete cells."""
+class _Discrete(Protocol):
+    """Cells of codes."""
 
     def probability(self, codes: Tensor) -> Tensor:
         """Of each code."""
@@ -290,7 +276,7 @@ def _of_kind(cells: Cells, position: int, index: Tensor) -> Any:
     return cells.parts[position] if isinstance(cells, Joined | JoinedGivenMissing) else cells
 
 
-def _mode(cells: _Codes, log_weights: Tensor, n_categories: np.ndarray) -> Tensor:
+def _mode(cells: _Discrete, log_weights: Tensor, n_categories: np.ndarray) -> Tensor:
     """The most probable code of every cell; (b, d)."""
     codes = torch.arange(int(n_categories.max()), dtype=log_weights.dtype)
     width = len(n_categories)
@@ -327,34 +313,3 @@ def _plain(log_likelihood: Tensor, codes: Codes, q: Proposal) -> Tensor:
 
 
 OBJECTIVES = {"iwae": _importance_weighted, "elbo": _plain}
-
-
-def _gaussian(model: LatentModel, outputs: Tensor, index: Tensor, _: float | None) -> Gaussian:
-    return Gaussian(outputs[..., 0], model.decoder.scale()[index])
-
-
-def _student(model: LatentModel, outputs: Tensor, index: Tensor, _: float | None) -> StudentT:
-    scale, degrees = model.decoder.scale()[index], model.decoder.degrees()[index]
-    return StudentT(outputs[..., 0], scale, degrees)
-
-
-def _bernoulli(
-    model: LatentModel, outputs: Tensor, index: Tensor, temperature: float | None
-) -> Bernoulli:
-    return Bernoulli(outputs[..., 0], temperature)
-
-
-def _categorical(
-    model: LatentModel, outputs: Tensor, index: Tensor, temperature: float | None
-) -> Categorical:
-    counts = torch.from_numpy(model.units.n_categories)[index].unsqueeze(1)
-    is_category = torch.arange(outputs.shape[-1]) < counts
-    return Categorical(torch.where(is_category, outputs, -torch.inf), temperature)
-
-
-_PARTS: dict[str, Callable[..., Observation]] = {
-    "gaussian": _gaussian,
-    "student_t": _student,
-    "bernoulli": _bernoulli,
-    "categorical": _categorical,
-}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,8 +170,8 @@ def planned(
     side = known_sides(signs, mechanism, kept)
     known = known_limits(limits, mechanism, kept)
     # As the table can hold them, so that a value at its limit is not beyond it.
-    known = held_by(X.dtype, known)
-    if np.ndim(limits) == 0 and side is not None:
+    known = held_by(X.dtype, known, names)
+    if isinstance(limits, Real) and side is not None:
         known = np.where(side == 0, np.nan, known)  # one limit for all is not meant for these
     if mechanism == "censored":
         side = sides_of_limits(X, side, known, names)
@@ -180,12 +181,7 @@ def planned(
     warm = is_all or is_warm(imputer.decoder, kinds)
     if not warm and (mechanism == "auto" or (mechanism == "censored" and side is None)):
         raise ValueError(_refusal(mechanism, imputer.decoder, kinds, names))
-    _check_image(imputer, kept)
-    if imputer.decoder == "conv" and "categorical" in kinds:
-        raise ValueError(
-            "decoder='conv' is for pixels that are numbers, or of two values by "
-            "distribution='bernoulli'; got 'categorical'."
-        )
+    _check_image(imputer, kinds, kept)
     check_discrete(X, kinds, names, side if mechanism == "censored" else None)
     if is_all and link != "probit":
         raise ValueError("link='logit' is for networks; decoder='linear' has link='probit'.")
@@ -221,7 +217,7 @@ def _refusal(mechanism: str, decoder: str, kinds: Sequence[str], names: Sequence
     )
 
 
-def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
+def _check_image(imputer: Any, kinds: Sequence[str], kept: NDArray[np.bool_]) -> None:
     shape = imputer.image_shape
     if (imputer.decoder == "conv") != (shape is not None):
         raise ValueError(
@@ -238,6 +234,11 @@ def _check_image(imputer: Any, kept: NDArray[np.bool_]) -> None:
         raise ValueError(
             f"image_shape must be (channels, height, width) of {len(kept)} pixels, each observed "
             f"in some image; got {shape}."
+        )
+    if shape is not None and "categorical" in kinds:
+        raise ValueError(
+            "decoder='conv' is for pixels that are numbers, or of two values by "
+            "distribution='bernoulli'; got 'categorical'."
         )
 
 

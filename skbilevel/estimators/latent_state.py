@@ -17,7 +17,7 @@ from skbilevel.estimators.latent_parts import NetworkParts, filled_by
 from skbilevel.estimators.latent_plan import Plan
 from skbilevel.estimators.linear_fit import LINEAR_FITS, LinearFit, no_mechanism
 from skbilevel.estimators.linear_model import LinearModel
-from skbilevel.models.missing_mechanism import SelfMaskingModel
+from skbilevel.models.missing_mechanism import SlopeAndThreshold
 from skbilevel.objectives.family import as_arrays, as_tensors
 from skbilevel.objectives.normal import NormalParameters
 from skbilevel.objectives.self_masking import SelfMasking
@@ -233,7 +233,7 @@ def _in_data_units(found: dict[str, Any], units: ColumnUnits) -> dict[str, Any]:
 def _learnt_attributes(network: NetworkFit) -> dict[str, Any]:
     """Of a self-masking mechanism that the network has learnt; nothing for another one."""
     module, units = network.missing.module, network.parts.units
-    if not isinstance(module, SelfMaskingModel):
+    if not isinstance(module, SlopeAndThreshold):
         return {}
     active = network.parts.missing.active.numpy() > 0
     slope, threshold = (

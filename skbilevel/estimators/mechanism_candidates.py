@@ -48,12 +48,12 @@ from skbilevel.objectives.self_masking import SelfMasking
 _FEWEST_VALUES, _FEWEST_TO_PICK = 2, 5
 # The order of candidates shows on this many rows, after this many iterations.
 _MOST_ROWS, ITERATIONS = 2000, 30
-# And that of rows held out, of a column by itself, after so many.
+# Rows held out, and a column by itself, are judged after so many.
 FEW_ITERATIONS = 15
 # Where a soft mechanism starts: as wide as half a standard deviation.
 _SOFT_WIDTH = 0.5
 # To which cells settle under a fit that is itself as rough as FEW_ITERATIONS make it.
-_TOLERANCE = 1e-5
+_SETTLED_ENOUGH = 1e-5
 _FOLDS = 5
 
 
@@ -204,7 +204,7 @@ def _at_rates(Z: np.ndarray, form: Form) -> np.ndarray:
 
 
 def _log_mask(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
-    """log p(s | the other columns) of every column, (d,)."""
+    """log p(s | the other columns) of every column, (d,), as `mask_evidence` approximates it."""
     rows, missing = torch.from_numpy(completed(Z, fit)), torch.from_numpy(Z).isnan()
     return log_mask_given_others(rows, missing, precision(fit.parameters), fit.mechanism).numpy()
 
@@ -222,7 +222,7 @@ def completed(Z: np.ndarray, fit: MechanismFit) -> np.ndarray:
 
 def _in_units_of(Z: np.ndarray, fit: MechanismFit) -> LinearModel:
     zero = np.zeros(Z.shape[1])
-    return LinearModel(fit.parameters, fit.mechanism, zero, zero + 1, NO_LIMIT, _TOLERANCE)
+    return LinearModel(fit.parameters, fit.mechanism, zero, zero + 1, NO_LIMIT, _SETTLED_ENOUGH)
 
 
 def regression_gains(sample: Sample, rng: np.random.RandomState) -> np.ndarray:

@@ -74,8 +74,8 @@ class MechanismFit(NamedTuple):
 
 @dataclass
 class _Rows:
-    """Groups of rows, and of their missing cells, one group's after the other's, the columns,
-    sites and means; all (c,), as small calls for each group would take longer than the sums."""
+    """Groups of rows, with the columns, sites and means of the missing cells of all groups on end,
+    (c,): the sites are swept by one call, as calls for each small group would cost more."""
 
     groups: list[RowGroup]
     column: Tensor
@@ -101,7 +101,6 @@ def fit_self_masked(
     max_iter: int = 80,
     tol: float = 1e-3,
     limit: float = LIMIT,
-    shrinkage: float | None = None,
     on_step: Callable[[Callable[[], MechanismFit]], bool] | None = None,
 ) -> MechanismFit:
     """Fit the normal, and on request the mechanism.
@@ -122,9 +121,6 @@ def fit_self_masked(
     limit : float, default=3.0
         Rows with a squared distance of more than this many times their number of observed cells
         are pulled in; inf leaves all as they are.
-    shrinkage : float, default=None
-        Weight of the prior of the covariance, in rows, as in `NormalFamily`; None is
-        `prior_rows`.
     on_step : callable, optional
         ``on_step(current) -> stop`` after every iteration; ``current()`` is the result if EM
         ended there.
@@ -137,7 +133,7 @@ def fit_self_masked(
 
     rows = _start([group for index in range(len(data)) for group in data[index].groups])
     parameters = _standard_normal(data.shape[1])
-    weight = _prior_rows(rows.groups, data.shape[1]) if shrinkage is None else shrinkage
+    weight = prior_rows(_n_observed(rows.groups, data.shape[1]))
     observed = _observed_cells(rows.groups, mechanism) if learn else None
     converged, n_iter = False, 0
     while n_iter < max_iter and not converged:
@@ -167,11 +163,12 @@ def prior_rows(n_observed: np.ndarray) -> float:
     return 0.0 if has_many_cells(n_observed) else float(len(n_observed) ** 2 / n_observed.mean())
 
 
-def _prior_rows(groups: list[RowGroup], n_columns: int) -> float:
-    n_observed = torch.zeros(n_columns, dtype=torch.float64)
+def _n_observed(groups: list[RowGroup], n_columns: int) -> np.ndarray:
+    """Observed cells of each column, (d,)."""
+    total = torch.zeros(n_columns, dtype=torch.float64)
     for group in groups:
-        n_observed += group.observed().sum(0)
-    return prior_rows(n_observed.numpy())
+        total += group.observed().sum(0)
+    return total.numpy()
 
 
 def _evidence(rows: _Rows, parameters: NormalParameters, mechanism: SelfMasking) -> float:
@@ -210,7 +207,7 @@ def _pulled_in(group: RowGroup, model: Precision, limit: float, mean: Tensor) ->
 def _iterate(
     rows: _Rows, model: Precision, mechanism: SelfMasking, limit: float, shrinkage: float
 ) -> tuple[NormalParameters, float]:
-    """The M-step and one sweep; also the largest move of an imputed cell."""
+    """The M-step, and one sweep of ``rows`` in place; also the largest move of an imputed cell."""
     first, second = torch.zeros_like(model.location), torch.zeros_like(model.matrix)
     parts, n_rows = [], torch.zeros((), dtype=torch.float64)
     for group, sites, mean in rows.parts():
@@ -222,7 +219,7 @@ def _iterate(
         n_rows += len(group.values)
     marginal = _on_end(parts)
     moves = (marginal.mean - rows.mean).abs()
-    # For the next iteration: a row is conditioned once in each.
+    # For the next iteration, so that this one conditions each row once.
     rows.sites = sweep(marginal, rows.sites, tilt_of(rows.column, mechanism), _DAMPING)
     rows.mean = marginal.mean
     location, covariance = shrunk_scatter(n_rows, first, second, n_rows, shrinkage)
@@ -255,8 +252,8 @@ def settled(
     group: RowGroup,
     model: Precision,
     mechanism: SelfMasking,
-    limit: float = LIMIT,
-    tol: float = SETTLED,
+    limit: float,
+    tol: float,
 ) -> Settled:
     """Sweep the sites of the rows of a group, from none, until their means move by less than
     ``tol``."""
@@ -286,8 +283,8 @@ def group_log_evidence(
 
 
 class _Cells(NamedTuple):
-    """Cells (c,) of columns with a mechanism: normal variables, their columns and whether they
-    are missing (1) or observed (-1)."""
+    """Cells (c,): normal variables, their columns and whether they are missing (1) or observed
+    (-1)."""
 
     normal: Normal
     column: Tensor

@@ -58,7 +58,8 @@ class NotMIWAEImputer(LatentVariableImputer):
         side of their limit, if that is known, or else 0.
     limits : float, array-like of shape (n_features,) or dict, default=None
         Known limits for "censored", in the units of the data; NaN where a limit is not known,
-        or no key of a dict. Signs follow from them where all observed values are on one side.
+        or no key of a dict or Series. Signs follow from them where all observed values are on
+        one side.
     link : {"probit", "logit"}, default="probit"
         Of self-masking. A slope found by EM stays as it is with "probit" and starts the training
         of the logistic function with "logit".
@@ -140,7 +141,9 @@ class NotMIWAEImputer(LatentVariableImputer):
         for discrete columns. A limit is infinitely steep, one that is estimated nearly so.
     evidence_ : dict of str to float
         Gain of each candidate over missing at random at constant rates, in nats per missing
-        cell; empty where nothing was compared.
+        cell: of a limit or a probit "above" or "below" for all columns, of one for each column
+        ("own"), and of missing at random with a model of the mask. Empty where nothing was
+        compared.
     reliability_ : ndarray of shape (n_fitted,)
         How well the others predict each column on its observed cells, as the tail prior goes by
         it; 1 leaves a column alone.

@@ -1,8 +1,8 @@
 """Missing models p(s | x): from complete rows to the log odds that each cell is missing.
 
 Any module or function that maps complete rows (..., d) to such log odds (..., d) is a missing
-model. Those of this file are what Ipsen, Mattei and Frellsen (2021), not-MIWAE, compare; of self-
-masking, which is integrated over the missing cells, the module holds what is learnt.
+model. Those of this file are what Ipsen, Mattei and Frellsen (2021), not-MIWAE, compare. Of self-
+masking, which is integrated over the missing cells, there is only what is learnt.
 """
 
 import torch
@@ -32,8 +32,8 @@ def nonlinear(
     return mlp(sizes, generator=generator, activation=activation, zero_last=True, dtype=dtype)
 
 
-class SelfMaskingModel(nn.Module):
-    """A cell is missing by its own value: slope and threshold of every column.
+class SlopeAndThreshold(nn.Module):
+    """What is learnt of self-masking, where a cell is missing by its own value.
 
     Parameters
     ----------

@@ -12,8 +12,9 @@ xi                      excess          any           the deciding variable, sta
                                                       above -t where the cell is missing
 eta                     remainder       any           standard normal, independent of xi
 lambda                  `hazard`        any           phi(t) / Phi(t)
-a_c, p_c                codes, log      (c,),         values of a discrete x and their
-                                        (c, .., d)    probabilities
+a_c                     codes           (c,)          values of a discrete x
+p_c                     log_joint       (c, ..., d)   log of their probabilities times those of
+                                                      being missing
 ======================  ==============  ============  ======================================
 
 A cell is missing where ``xi > -t``, and x = m + sd (rho xi + sqrt(1 - rho^2) eta)::

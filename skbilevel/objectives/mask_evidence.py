@@ -13,9 +13,12 @@ If the cells of a column are missing at a constant rate ::
 
     log p(s_j) = sum_i s_ij log q_j + (1 - s_ij) log(1 - q_j)                     (1)
 
-Without its own value a cell of the normal is N(m_ij, v_j), see `left_out`, where missing cells of
-the others stand at their means. Such a cell is missing, or observed, with the probability of
-eq. (2) of `self_masking`, from which the insight of a mechanism is ::
+Without its own value a cell of the normal is N(m_ij, v_j), see `left_out`. Missing cells of the
+others stand at their means given the whole row, so that in a row with several holes the cell has
+still some say. To leave it out of these too, each row would be completed once for every column;
+it changed insights on simulated tables by .01 to .05 nats per missing cell. Such a cell is
+missing, or observed, with the probability of eq. (2) of `self_masking`, from which the insight of
+a mechanism is ::
 
     sum_i log p(s_ij | m_ij, v_j) - log p(s_j)                                    (2)
 """

@@ -220,7 +220,7 @@ class Categorical:
     @torch.no_grad()
     def probability(self, codes: Tensor) -> Tensor:
         """p(x = codes | z)."""
-        return _codes_and(self._log_prior).probability(codes)
+        return self.log_density(codes).exp()
 
     def drawn(self, uniforms: Tensor) -> Tensor:
         """The code whose logit and Gumbel noise are largest; smoothed by the temperature."""

@@ -147,7 +147,9 @@ def test_rows_are_imputed_drawn_and_scored_by_themselves(monkeypatch):
     assert_allclose(own.completed(X[order]), whole[0][order], rtol=1e-10)
     assert_allclose(own.log_densities(X[order]), whole[1][order], rtol=1e-10)
     assert_allclose(own.drawn(X[order], keys[order], 2), whole[2][:, order], rtol=1e-10)
+    # One row at a time through the networks, and two are filled at a time.
     monkeypatch.setattr("skbilevel.estimators.latent_model._NUMBERS_AT_A_TIME", 1)
+    monkeypatch.setattr("skbilevel.estimators.latent_model.ROWS_AT_A_TIME", 2)
     assert_allclose(own.completed(X), whole[0], rtol=1e-10)
     assert_allclose(own.log_densities(X), whole[1], rtol=1e-10)
     assert_allclose(own.drawn(X, keys, 2), whole[2], rtol=1e-10)

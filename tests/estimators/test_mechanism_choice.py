@@ -9,9 +9,13 @@ from scipy.stats import norm
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.model_selection import KFold
 
+from skbilevel.estimators import mechanism_choice
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.mechanism_candidates import (
+    Candidate,
     Fewest,
+    Form,
+    Sample,
     candidate,
     folds,
     judged_by,
@@ -102,12 +106,61 @@ def test_nothing_is_found_in_skewed_data_that_is_missing_at_random(load, mask):
     assert not choice.mechanism.side.any()
 
 
-def test_few_rows_are_not_taken_in_by_their_own_imputations():
-    """Of a table of half as many columns as rows a normal explains any mask that it has seen: by
-    its own rows both of these are false alarms."""
-    for seed in (40, 41):
-        X = holes(correlated(seed, 40, 20), ["mar"] * 5, seed)
-        assert chosen(X).name == "mar"
+@pytest.mark.parametrize("seed", [40, 41])
+def test_few_rows_are_not_taken_in_by_their_own_imputations(monkeypatch, seed):
+    """Of a table of half as many columns as rows a normal explains any mask that it has seen."""
+    X = holes(correlated(seed, 40, 20), ["mar"] * 5, seed)
+    assert chosen(X).name == "mar"
+    by_own_rows = "skbilevel.estimators.mechanism_choice.judged_by"
+    monkeypatch.setattr(by_own_rows, lambda folds, judged, Z: judged)
+    assert chosen(X).name != "mar"
+
+
+@pytest.mark.parametrize(
+    ("gain", "insight", "mask_gain", "picked", "expected"),
+    [
+        (30.0, 30.0, 0.0, False, True),
+        # Insight below .03 a cell.
+        (60.0, 2.9, 0.0, False, False),
+        # The regression of the mask explains more by .02, or by .04, a cell in sum.
+        (10.0, 28.0, 20.0, False, True),
+        (10.0, 26.0, 20.0, False, False),
+        # Much gain does not make up for insight that lacks .04, only for .02.
+        (90.0, 18.0, 20.0, False, True),
+        (90.0, 16.0, 20.0, False, False),
+        # Of columns that were picked both are .05 ahead.
+        (26.0, 26.0, 20.0, True, True),
+        (24.0, 90.0, 20.0, True, False),
+        (90.0, 24.0, 20.0, True, False),
+    ],
+)
+def test_what_holds_on_rows_held_out(gain, insight, mask_gain, picked, expected):
+    """100 missing cells of the one column that has a mechanism; nats in all."""
+    form = Form(np.array([1.0, 0.0]), np.array([True, False]))
+    told = Candidate(form, None, gain, np.array([insight, 0.0]))
+    sample = Sample(np.zeros((0, 2)), np.array([100, 50]), np.array([True, True]), None)
+    # The other column does not count.
+    mask_gains = np.array([mask_gain, 1000.0])
+    assert mechanism_choice._holds(told, mask_gains, sample, picked) == expected
+
+
+def test_next_candidate_is_asked_where_the_first_does_not_hold(monkeypatch):
+    """The limit has most merit, and a probit gives the same answer less sharply."""
+    X = holes(correlated(3, 300, 5), ["above"] * 2, 3)
+    assert chosen(X).name == "censored"
+    judge = mechanism_choice.judged_by
+    asked = []
+
+    def no_limit(folds, judged, Z):
+        asked.append(bool(judged.form.is_hard.any()))
+        told = judge(folds, judged, Z)
+        return told._replace(gain=-1e3) if judged.form.is_hard.any() else told
+
+    monkeypatch.setattr(mechanism_choice, "judged_by", no_limit)
+    choice = chosen(X)
+    assert asked[0] and not all(asked)
+    assert choice.name == "self_masking"
+    assert_array_equal(choice.mechanism.side, [1, 1, 0, 0, 0])
 
 
 def test_limit_is_found_in_few_rows():

@@ -177,11 +177,67 @@ def test_row_with_nothing_observed_gets_the_truncated_mean_of_the_column():
     assert_allclose(row, [[truncated_mean(0.0, 1.0, 0.5, 1.0), 0.0]], atol=1e-9)
 
 
-def test_prior_of_the_covariance_weighs_as_many_rows_of_uncorrelated_columns():
-    """On complete rows: the closed form, with the ridge of .001."""
-    X, _ = rows_with_one_hole(n_rows=50)
+@pytest.mark.parametrize("n_rows", [24, 60])
+def test_prior_of_the_covariance_weighs_as_many_rows_of_uncorrelated_columns(n_rows):
+    """On complete rows: the closed form, with the ridge of .001. Three columns have a prior of
+    9 / n rows up to 30 observed cells each."""
+    X, _ = rows_with_one_hole(n_rows=n_rows)
     none = mechanism([0.0] * 3, [0.0] * 3, [1.0] * 3)
-    fit, _ = fitted(X, none, limit=np.inf, shrinkage=7.0)
-    correlation = np.corrcoef(X.T)
-    expected = (50 * correlation + 7 * np.eye(3)) / 57 + 1e-3 * np.eye(3)
-    assert_allclose(fit.parameters.covariance, expected, rtol=1e-10)
+    fit, _ = fitted(X, none, limit=np.inf)
+    weight = 9 / 24 if n_rows == 24 else 0.0
+    expected = (n_rows * np.corrcoef(X.T) + weight * np.eye(3)) / (n_rows + weight)
+    assert_allclose(fit.parameters.covariance, expected + 1e-3 * np.eye(3), rtol=1e-10)
+
+
+def test_prior_of_the_covariance_counts_observed_cells_and_not_rows():
+    """A third of the cells is missing: the fixed point of EM with the prior's weight by hand."""
+    X, _ = rows_with_one_hole(n_rows=36)
+    X[np.random.default_rng(0).random(X.shape) < 1 / 3] = np.nan
+    n_observed = (~np.isnan(X)).sum(axis=0)
+    assert n_observed.mean() < 30 < len(X)
+    none = mechanism([0.0] * 3, [0.0] * 3, [1.0] * 3)
+    fit, _ = fitted(X, none, limit=np.inf, max_iter=2000, tol=1e-13)
+    center, scale = mean_and_deviation(X)
+    Z = (X - center) / scale
+    ridge = 9 / n_observed.mean()
+    location, covariance = np.zeros(3), np.eye(3)
+    for _ in range(2000):
+        rows, spread = [], 0.0
+        for z in Z:
+            mean, own, _ = condition(z, location, covariance)
+            rows.append(mean)
+            spread = spread + own
+        rows = np.array(rows)
+        location = rows.mean(axis=0)
+        scatter = (rows - location).T @ (rows - location) + spread + ridge * np.eye(3)
+        covariance = scatter / (len(Z) + ridge) + 1e-3 * np.eye(3)
+    assert_allclose(fit.parameters.covariance, covariance, rtol=1e-6)
+
+
+def test_evidence_of_a_learnt_probit_does_not_fall_with_iterations():
+    """Also where the mechanism is not there, and its width goes to the end of its range."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(200, 1)) + 0.7 * rng.normal(size=(200, 6))
+    X[rng.random(X.shape) < [0.4, 0.4, 0, 0, 0, 0]] = np.nan
+    data = StandardizedRows(X, np.zeros(6), np.ones(6))
+    start = mechanism([1.0, 1, 0, 0, 0, 0], [0.3, 0.3, 0, 0, 0, 0], [0.5, 0.5, 1, 1, 1, 1])
+    fits = [
+        fit_self_masked(data, start, learn=True, max_iter=n, tol=0.0, limit=np.inf)
+        for n in (5, 15, 40, 100)
+    ]
+    assert (np.diff([fit.evidence for fit in fits]) > -1e-3).all()
+    # Without a slope half of the cells are missing at the threshold, which stands for the rate.
+    ratio = fits[-1].mechanism.threshold[:2] / fits[-1].mechanism.width[:2]
+    assert_allclose(norm.cdf(-ratio), 0.4, atol=0.1)
+
+
+def test_em_waits_for_rows_that_are_pulled_in():
+    """No cell is missing: only the normal moves, from outliers to the bulk."""
+    rng = np.random.default_rng(1)
+    X = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 200)
+    X[:5] = [0, 60]
+    none = mechanism([0.0] * 2, [0.0] * 2, [1.0] * 2)
+    fit, _ = fitted(X, none)
+    settled, _ = fitted(X, none, tol=0.0, max_iter=300)
+    assert fit.converged
+    assert_allclose(fit.parameters.covariance, settled.parameters.covariance, atol=5e-3)

@@ -269,6 +269,8 @@ def test_series_is_read_by_its_names_and_not_by_position():
     assert_array_equal(linear(signs=pd.Series(SIGNS)).fit(frame).signs_, SIGNS)
     with pytest.raises(ValueError, match=r"signs names \['other'\].*these are \['low', 'high'"):
         linear(signs=pd.Series({"other": 1})).fit(frame)
+    with pytest.raises(ValueError, match="signs has several values for one name"):
+        linear(signs=pd.Series([1, 0], index=["low", "low"])).fit(frame)
     # Numbers in another order than that of the columns would be a guess.
     with pytest.raises(ValueError, match=r"signs names \[3, 2, 1, 0\]"):
         linear(signs=pd.Series(SIGNS, index=[3, 2, 1, 0])).fit(frame)
@@ -337,7 +339,7 @@ def test_networks_train_where_gradients_are_off(mode):
 
 
 def test_limit_that_the_dtype_cannot_hold_is_refused():
-    with pytest.raises(ValueError, match="limits must be values that float32 can hold"):
+    with pytest.raises(ValueError, match=r"limits must be values that float32 can hold.*\['x0'\]"):
         linear(limits=[1e39, np.nan, np.nan, np.nan], signs=SIGNS).fit(X.astype(np.float32))
 
 

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from scipy.special import expit, ndtr
 
-from skbilevel.estimators.latent_missing import LINKS
-from skbilevel.models.missing_mechanism import SelfMaskingModel, agnostic, nonlinear
+from skbilevel.models.missing_mechanism import SlopeAndThreshold, agnostic, nonlinear
 
 SLOPE = torch.tensor([2.0, -0.5, 60.0], dtype=torch.float64)
 THRESHOLD = torch.tensor([0.3, -1.0, 0.1], dtype=torch.float64)
@@ -33,20 +31,9 @@ def test_models_of_all_features_start_undecided_and_can_learn(model, dtype):
     assert not torch.allclose(network(ROWS.to(dtype))[0], network(ROWS.to(dtype))[1])
 
 
-@pytest.mark.parametrize("signs", [None, [1.0, -1.0, 1.0], [0.0, -1.0, 0.0]])
-@pytest.mark.parametrize("link", ["logit", "probit"])
-def test_probability_is_the_link_of_slope_and_distance(signs, link):
-    signs = None if signs is None else torch.tensor(signs, dtype=torch.float64)
-    model = SelfMaskingModel(SLOPE, THRESHOLD, signs=signs)
-    assert_allclose(model.slope().detach(), SLOPE, rtol=1e-12)
-    ratio = (SLOPE * (ROWS - THRESHOLD)).numpy()
-    log_missing = LINKS[link](model, torch.ones(3)).log_missing(ROWS).detach()
-    assert_allclose(log_missing.exp(), (expit if link == "logit" else ndtr)(ratio), rtol=1e-9)
-
-
 def test_known_sign_is_kept_whatever_is_learnt():
     signs = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
-    model = SelfMaskingModel(-SLOPE, THRESHOLD, signs=signs)
+    model = SlopeAndThreshold(-SLOPE, THRESHOLD, signs=signs)
     assert_allclose(model.slope().detach(), [2.0, -0.5, -60.0], rtol=1e-12)
     for value in (-40.0, 40.0):
         with torch.no_grad():
@@ -55,10 +42,10 @@ def test_known_sign_is_kept_whatever_is_learnt():
 
 
 def test_what_is_learnt_is_stored():
-    learnt = SelfMaskingModel(SLOPE, THRESHOLD, signs=SLOPE.sign())
+    learnt = SlopeAndThreshold(SLOPE, THRESHOLD, signs=SLOPE.sign())
     learnt.intercept().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in learnt.parameters())
-    again = SelfMaskingModel(0 * SLOPE, 0 * THRESHOLD)
+    again = SlopeAndThreshold(0 * SLOPE, 0 * THRESHOLD)
     again.load_state_dict(learnt.state_dict())
     assert_allclose(again.slope().detach(), SLOPE, rtol=1e-12)
     assert_allclose(again.intercept().detach(), learnt.intercept().detach())

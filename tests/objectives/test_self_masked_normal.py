@@ -5,14 +5,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
-from scipy.stats import norm, qmc, truncnorm
+from scipy.stats import chi2, norm, qmc, truncnorm
 
 from skbilevel.numerics.masked_inverse import masked_cholesky
-from skbilevel.numerics.row_groups import RowGroup
+from skbilevel.numerics.row_groups import RowGroup, row_block
 from skbilevel.numerics.sites import Sites
 from skbilevel.objectives.masking_links import probit_of
 from skbilevel.objectives.normal import NormalParameters, condition, precision
-from skbilevel.objectives.self_masked_normal import drawn_in_turn, marginals
+from skbilevel.objectives.self_masked_normal import drawn_in_turn, marginals, projected
 from skbilevel.objectives.self_masking import SelfMasking, tilted
 from skbilevel.solvers.ep import sweep
 
@@ -176,3 +176,33 @@ def test_no_draw_lies_beyond_a_hard_limit(far):
     ours = drawn((side, threshold, [0.0] * 3), u)
     assert np.isfinite(ours).all()
     assert (side * (ours - threshold)).min() >= -1e-9 * (1 + far)
+
+
+@pytest.mark.parametrize("guess", ["none", "conditional", "wild"])
+def test_rows_are_pulled_onto_the_ellipsoid_of_what_is_observed(guess):
+    """Eq. (2) row by row with (S_oo)^-1, whatever the missing cells are taken to be at first."""
+    rng = np.random.default_rng(0)
+    location = np.array([3.0, -2.0, 1.0])
+    X = location + 3 * rng.standard_normal((60, 3)) * rng.choice([0.2, 1.0, 8.0], (60, 1))
+    X[rng.random(X.shape) < 0.4] = np.nan
+    X[:2] = np.nan
+    model = precision(NormalParameters(tensor(location), tensor(COVARIANCE)))
+    limit, n_pulled = 1.7, 0
+    for group, where in row_block(X, np.zeros(3), np.ones(3)).placed():
+        mean = torch.zeros(group.missing.shape).double()
+        if guess == "conditional" and group.n_missing:
+            mean = marginals(group, condition(group, model), model.location).mean
+        if guess == "wild":
+            mean = mean + 1e3
+        ours = projected(group, model, limit, mean)
+        assert ours.missing is group.missing
+        for row, pulled in zip(X[where], ours.values.numpy(), strict=True):
+            o = ~np.isnan(row)
+            expected, e = np.zeros(3), (row - location)[o]
+            distance = e @ np.linalg.solve(COVARIANCE[np.ix_(o, o)], e)
+            farthest = max(limit * o.sum(), chi2.isf(0.002, o.sum())) if o.any() else 0.0
+            share = min(1.0, np.sqrt(farthest / distance)) if o.any() else 1.0
+            expected[o] = location[o] + share * e
+            assert_allclose(pulled, expected, rtol=1e-9, atol=1e-12)
+            n_pulled += share < 1
+    assert 10 < n_pulled < 50
