@@ -95,8 +95,9 @@ def miwae(**parameters: Any) -> Row:
 
 
 def not_miwae(**parameters: Any) -> Row:
-    """The linear decoder has neither network nor sampling, hence no random state that matters."""
-    is_random = parameters.get("decoder") != "linear"
+    """With the linear decoder the random state matters only where rows are drawn."""
+    draws = parameters.get("mechanism") == "self_masking_known"
+    is_random = draws or parameters.get("decoder") != "linear"
     return Row(lambda seed: NotMIWAEImputer(random_state=seed, **parameters), is_random=is_random)
 
 
