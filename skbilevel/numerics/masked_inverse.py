@@ -31,6 +31,8 @@ class MaskedInverse:
         log det P_mm of each row.
     diagonal : Tensor of shape (k, b)
         The diagonal of every inverse.
+    rows_first : bool
+        Whether the entries of a row follow each other, or those of a cell of all rows.
     """
 
     entries: Tensor
@@ -38,6 +40,7 @@ class MaskedInverse:
     solution: Tensor
     log_det: Tensor
     diagonal: Tensor
+    rows_first: bool
 
 
 def masked_inverse(
@@ -90,6 +93,17 @@ def embedded_sum(inverse: MaskedInverse, n_columns: int) -> Tensor:
     return total.scatter_add_(0, inverse.cells, inverse.entries).view(n_columns, n_columns)
 
 
+def embedded(inverse: MaskedInverse, n_columns: int) -> Tensor:
+    """Each C_i at rows and columns m of a (d, d) matrix of zeros; (b, d, d)."""
+    n_rows = len(inverse.log_det)
+    cells, entries = (
+        part.view(n_rows, -1) if inverse.rows_first else part.view(-1, n_rows).T
+        for part in (inverse.cells, inverse.entries)
+    )
+    dense = torch.zeros(n_rows, n_columns * n_columns, dtype=entries.dtype)
+    return dense.scatter_(1, cells, entries).view(n_rows, n_columns, n_columns)
+
+
 def _cells(missing: Tensor, n_columns: int) -> Tensor:
     """Flat positions in a (d, d) matrix of the entries of P_mm of each row; (k, k, b)."""
     return missing.unsqueeze(1) * n_columns + missing.unsqueeze(0)
@@ -109,7 +123,7 @@ def _swept_inverse(
         solution.addcmul_(table[column], rhs[column])
     log_det = -pivots.log().sum(0)
     diagonal = table.neg_().diagonal(dim1=0, dim2=1).T
-    return MaskedInverse(table.view(-1), cells, solution.neg_(), log_det, diagonal)
+    return MaskedInverse(table.view(-1), cells, solution.neg_(), log_det, diagonal, False)
 
 
 def _sweep(table: Tensor) -> Tensor:
@@ -143,4 +157,4 @@ def _factorised_inverse(
     log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
     cells = _cells(missing, precision.shape[0]).permute(2, 0, 1).reshape(-1)
     diagonal = inverse.diagonal(dim1=1, dim2=2).T
-    return MaskedInverse(inverse.reshape(-1), cells, solution, log_det, diagonal)
+    return MaskedInverse(inverse.reshape(-1), cells, solution, log_det, diagonal, True)

@@ -99,6 +99,16 @@ def test_embedded_sum_adds_the_inverses_where_they_belong(layout, d, b, seed, da
     np.testing.assert_allclose(total, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_embedded_inverse_of_each_row_stands_at_its_missing_cells(layout, k):
+    matrix, missing, rhs = problem(5, k, 7)
+    dense = module.embedded(masked_inverse(*tensors(matrix, missing, rhs)), 5).numpy()
+    for i, m in enumerate(missing.T):
+        expected = np.zeros((5, 5))
+        expected[np.ix_(m, m)] = np.linalg.inv(matrix[np.ix_(m, m)])
+        np.testing.assert_allclose(dense[i], expected, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
 def test_nothing_changes_where_the_layout_does(beyond):
     k = module._SWEEP_LIMIT + beyond

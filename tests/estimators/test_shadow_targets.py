@@ -1,0 +1,121 @@
+"""Shadow targets of a table: conditioned without the target, and learnt tilts of planted ones."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skbilevel.estimators.shadow_targets import (
+    N_FOLDS,
+    RIDGE,
+    column_target,
+    conditional_law,
+    folds,
+    free_loss,
+    outcome_target,
+    target_columns,
+)
+from skbilevel.objectives.normal import NormalParameters, precision
+from skbilevel.objectives.shadow_tilt import losses
+from tests.reference.gaussian import condition
+
+LOCATION = np.array([0.2, -0.1, 0.0, 0.3])
+COVARIANCE = np.array(
+    [[1.0, 0.6, 0.3, 0.5], [0.6, 1.2, 0.4, 0.6], [0.3, 0.4, 0.9, 0.2], [0.5, 0.6, 0.2, 1.1]]
+)
+PARAMETERS = NormalParameters(*(torch.from_numpy(part) for part in (LOCATION, COVARIANCE)))
+
+
+def table(n_rows=50, seed=0, rate=0.4):
+    rng = np.random.default_rng(seed)
+    Z = rng.multivariate_normal(LOCATION, COVARIANCE, n_rows)
+    return Z, np.where(rng.random(Z.shape) < rate, np.nan, Z)
+
+
+def rng():
+    return np.random.RandomState(0)
+
+
+def test_law_of_every_row_is_the_textbook_conditional():
+    _, Z = table()
+    Z[0], Z[1] = np.nan, 0.5
+    law = conditional_law(Z, precision(PARAMETERS))
+    for row, mean, covariance in zip(Z, *law, strict=True):
+        expected = condition(row, LOCATION, COVARIANCE)
+        assert_allclose(mean, expected[0], rtol=1e-10, atol=1e-12)
+        assert_allclose(covariance, expected[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("column", [0, 3])
+def test_target_does_not_predict_itself(column):
+    """Rows are as they are without the column, whatever stands there."""
+    _, Z = table()
+    seen = ~np.isnan(Z[:, column])
+    other = Z.copy()
+    other[seen, column] = np.random.default_rng(1).normal(size=seen.sum()) * 100
+    ours, theirs = (column_target(X, column, PARAMETERS, rng()) for X in (Z, other))
+    assert_array_equal(ours.mean, theirs.mean)
+    assert_array_equal(ours.covariance, theirs.covariance)
+    assert_array_equal(ours.values[:, 0], Z[seen, column])
+    assert_array_equal(theirs.values[:, 0], other[seen, column])
+
+
+def test_target_rows_are_conditioned_on_the_other_columns_only():
+    _, Z = table()
+    target = column_target(Z, 1, PARAMETERS, rng())
+    rows, others = Z[~np.isnan(Z[:, 1])].copy(), [0, 2, 3]
+    rows[:, 1] = np.nan
+    for row, mean, covariance in zip(rows, target.mean, target.covariance, strict=True):
+        expected = condition(row, LOCATION, COVARIANCE)
+        assert_allclose(mean, expected[0][others], rtol=1e-10, atol=1e-12)
+        assert_allclose(covariance[:, others], expected[1][np.ix_(others, others)], atol=1e-12)
+        assert not covariance[:, 1].any()
+
+
+def test_outcome_is_predicted_where_it_is_known():
+    _, Z = table()
+    y = np.random.default_rng(2).normal(size=(50, 2))
+    y[::3] = np.nan
+    target = outcome_target(Z, y, PARAMETERS, rng())
+    labelled = ~np.isnan(y[:, 0])
+    law = conditional_law(Z[labelled], precision(PARAMETERS))
+    assert_array_equal(target.values, y[labelled])
+    assert_array_equal(target.mean, law.mean)
+    assert_array_equal(target.covariance, law.covariance)
+
+
+def test_columns_with_the_most_observed_cells_serve():
+    Z = np.zeros((10, 12))
+    for j, n_missing in enumerate([7, 0, 5, 2, 6, 0, 1, 1, 1, 1, 1, 1]):
+        Z[:n_missing, j] = np.nan
+    assert target_columns(Z) == [1, 5, 6, 7, 8, 9, 10, 11]
+    assert target_columns(Z[:, :5]) == [1, 3, 2]
+
+
+def test_folds_are_even_and_every_row_is_in_one():
+    parts = folds(23, rng()).numpy()
+    assert_array_equal(parts.sum(axis=0), 1)
+    assert sorted(parts.sum(axis=1)) == [4, 4, 5, 5, 5]
+    assert len(parts) == N_FOLDS
+
+
+def test_right_tilt_makes_every_column_easier_to_predict():
+    """Cells are rare that are missing with odds exp(1.2 x), and the normal is that of all: at the
+    true tilt each target gains, against it each loses; and an indicator explains y = missing where
+    no tilt can."""
+    complete, _ = table(8000, seed=3)
+    odds = np.exp(1.2 * complete[:, :3] - 3.0)
+    gone = np.random.default_rng(4).random((8000, 3)) < odds / (1 + odds)
+    Z = complete.copy()
+    Z[:, :3][gone] = np.nan
+    targets = [column_target(Z, column, PARAMETERS, rng()) for column in range(4)]
+    tilt = torch.tensor([1.2, 1.2, 1.2, 0.0], dtype=torch.float64)
+    at_random = losses(targets, 0 * tilt, RIDGE)
+    assert (at_random - losses(targets, tilt, RIDGE) > 5).all()
+    assert (at_random - losses(targets, -tilt, RIDGE) < -5).all()
+    y = gone[:, :1].astype(float)
+    told = outcome_target(Z, y, PARAMETERS, rng())
+    free = losses([told], 0 * tilt, RIDGE)[0] - free_loss(
+        told, torch.from_numpy(1.0 * np.isnan(Z))
+    )
+    assert free > 1000

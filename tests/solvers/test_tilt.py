@@ -1,0 +1,73 @@
+"""The outer problem of a tilt on problems whose answer is known."""
+
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skbilevel.solvers.tilt import Rule, learn_tilt
+
+
+def quadratic(optima, scales):
+    """Gains of targets that are best at their optimum (t,) of theta_0; theta_1 does nothing.
+
+    The width has nothing to do with gains, but costs its square in the objective.
+    """
+    optima, scales = (torch.as_tensor(part, dtype=torch.float64) for part in (optima, scales))
+
+    def gains(theta, width):
+        return scales * (optima**2 - (theta[0] - optima) ** 2)
+
+    def objective(theta, width, kept):
+        return theta.square().sum() / 2 - gains(theta, width)[kept].sum() + width**2
+
+    return objective, gains
+
+
+def learnt(optima, scales, free=None, **rule):
+    objective, gains = quadratic(optima, scales)
+    free = torch.zeros(len(optima)) if free is None else torch.tensor(free)
+    return learn_tilt(objective, gains, lambda g: g, free, 2, Rule(**rule))
+
+
+def test_minimum_is_that_of_the_closed_form():
+    found = learnt([2.0, 3.0], [2.0, 4.0])
+    # theta - sum 2 s (optimum - theta) = 0
+    expected = 2 * (2 * 2 + 4 * 3) / (1 + 2 * 6)
+    assert_allclose(found.outer.theta, [expected, 0.0], rtol=1e-6, atol=1e-9)
+    assert found.outer.is_accepted and found.converged
+    assert found.outer.width == 0.5
+    assert_allclose(found.inner, [2 * (4 - (expected - 2) ** 2), 4 * (9 - (expected - 3) ** 2)])
+
+
+@pytest.mark.parametrize(
+    ("optima", "scales", "accepted"),
+    [
+        ([1.0, 1.0, 1.0], [3.0, 3.0, 3.0], True),
+        # Less than 1.5 nats per target.
+        ([1.0, 1.0, 1.0], [1.4, 1.4, 1.4], False),
+        # One target of three is for it, however much.
+        ([3.0, -0.1, -0.1], [30.0, 1.0, 1.0], False),
+    ],
+)
+def test_tilt_is_accepted_if_it_is_worth_it_for_most_targets(optima, scales, accepted):
+    found = learnt(optima, scales)
+    assert found.outer.is_accepted == accepted
+    assert bool(found.outer.theta.any()) == accepted
+
+
+def test_target_that_the_free_alternative_explains_is_dropped_and_the_rest_is_solved_again():
+    optima, scales = [1.0, 1.0, -3.0], [3.0, 3.0, 30.0]
+    every = learnt(optima, scales)
+    assert not every.outer.is_accepted
+    # It gains 270 by a tilt of -3, of which the alternative has 1000.
+    found = learnt(optima, scales, free=[0.0, 0.0, 1000.0])
+    assert_array_equal(found.outer.kept, [True, True, False])
+    assert_allclose(found.outer.theta[0], learnt([1.0, 1.0], [3.0, 3.0]).outer.theta[0], rtol=1e-6)
+    assert found.outer.is_accepted
+    assert len(found.history["objective"]) == 2
+
+
+def test_nothing_is_accepted_where_every_target_is_dropped():
+    found = learnt([1.0, 1.0], [3.0, 3.0], free=[50.0, 50.0])
+    assert not found.outer.is_accepted
+    assert not found.outer.kept.any() and not found.outer.theta.any()
