@@ -1,9 +1,10 @@
 """The outer problem of a tilt: learnt, guarded, and accepted only if most targets agree.
 
-The solver sees the objective of an outer vector and the gains of targets as callables. It is
-started for every candidate width of the prior, and the least objective is kept. Targets that a
-free alternative explains much better than the tilt are dropped, and it starts again without them.
-What remains has to be worth it, on average and for most targets; else the answer is no tilt.
+The solver sees the objective of an outer vector and the gains of targets as callables. Targets
+that a free alternative explains much better than the tilt are dropped, and it is learnt again
+without them. What remains has to be worth it, on average and for most targets; else the answer is
+no tilt. All this is decided under a narrow prior. A wide one fits whatever drives the mask; only
+once a tilt is believed may it take the place of the narrow one, if the objective says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class Rule:
     Attributes
     ----------
     widths : sequence of float
-        Of the prior, to choose from.
+        Of the prior: the first decides, and the others can take its place after that.
     least_gain : float
         Nats per target, each capped, that a tilt needs.
     least_share : float
@@ -102,10 +103,7 @@ def learn_tilt(
     kept = torch.ones(len(free_gains), dtype=torch.bool)
     history: list[float] = []
     for n_dropping in range(rule.max_rounds + 1):
-        best = min(
-            (_minimum(objective, width, kept, n_outer, rule.max_iter) for width in rule.widths),
-            key=lambda found: found.value,
-        )
+        best = _minimum(objective, rule.widths[0], kept, n_outer, rule.max_iter)
         history.append(best.value)
         gained = gains(best.theta, best.width).detach()
         dropped = kept & (free_gains > rule.free_gain) & (gained < free_gains / 2)
@@ -113,6 +111,12 @@ def learn_tilt(
             break
         kept = kept & ~dropped
     accepted = _is_worth_it(gained[kept], capped, rule)
+    if accepted:
+        wider = (
+            _minimum(objective, width, kept, n_outer, rule.max_iter) for width in rule.widths[1:]
+        )
+        best = min((best, *wider), key=lambda found: found.value)
+        gained = gains(best.theta, best.width).detach()
     theta = best.theta.numpy() if accepted else np.zeros(n_outer)
     tilt = Tilt(theta, best.width, kept.numpy(), accepted)
     return SolverResult(gained, tilt, {"objective": history}, best.n_iter, best.converged)

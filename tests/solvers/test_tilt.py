@@ -35,7 +35,9 @@ def test_minimum_is_that_of_the_closed_form():
     expected = 2 * (2 * 2 + 4 * 3) / (1 + 2 * 6)
     assert_allclose(found.outer.theta, [expected, 0.0], rtol=1e-6, atol=1e-9)
     assert found.outer.is_accepted and found.converged
+    # Width costs its square, and the first decides: it gives way to a narrower one only.
     assert found.outer.width == 0.5
+    assert learnt([2.0, 3.0], [2.0, 4.0], widths=(1.5, 0.5)).outer.width == 0.5
     assert_allclose(found.inner, [2 * (4 - (expected - 2) ** 2), 4 * (9 - (expected - 3) ** 2)])
 
 
