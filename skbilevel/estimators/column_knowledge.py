@@ -15,8 +15,10 @@ from skbilevel.estimators.imputer import Floats
 _MOST_NAMED = 5
 
 
-def distributions(distribution: Any, features: Sequence[str], kept: NDArray[np.bool_]) -> Any:
-    """One name for every column that is ``kept``, as a tuple."""
+def distributions(
+    distribution: Any, features: Sequence[str], kept: NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """One name for every column that is ``kept``."""
     given = by_name("distribution", distribution, features, "gaussian")
     names = [given] * len(kept) if isinstance(given, str) else list(given)
     if len(names) != len(kept):

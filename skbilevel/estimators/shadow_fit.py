@@ -26,7 +26,6 @@ _SHARED = 2.0
 _CAP = 8.0
 # A column with fewer missing cells has no tilt of its own to be learnt.
 _FEWEST_MISSING = 10
-TARGETS = ("shadow", "y", "both")
 
 
 @dataclass(frozen=True)

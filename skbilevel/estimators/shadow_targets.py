@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skbilevel.numerics.masked_inverse import embedded
 from skbilevel.numerics.row_groups import row_block, slices
-from skbilevel.objectives.normal import NormalParameters, Precision, conditional_moments, precision
+from skbilevel.objectives.normal import NormalParameters, Precision, condition, precision
 from skbilevel.objectives.shadow_tilt import ShadowTarget, held_out_loss
 
 # A column serves as target where more than this share of its cells is observed.
@@ -44,8 +45,11 @@ def conditional_law(Z: np.ndarray, model: Precision) -> Law:
     )
     for part in slices(n_rows, _ROWS_AT_A_TIME):
         for group, where in row_block(Z[part], zero, zero + 1).placed():
-            rows = torch.from_numpy(where + part.start)
-            law.mean[rows], law.covariance[rows] = conditional_moments(group, model)
+            rows, given = torch.from_numpy(where + part.start), condition(group, model)
+            law.mean[rows] = model.location + given.residual
+            law.covariance[rows] = (
+                0.0 if given.inverse is None else embedded(given.inverse, n_columns)
+            )
     return law
 
 

@@ -40,7 +40,6 @@ from torch import Tensor
 
 from skbilevel.numerics.masked_inverse import (
     MaskedInverse,
-    embedded,
     embedded_sum,
     masked_cholesky,
     masked_inverse,
@@ -152,17 +151,6 @@ def completed(group: RowGroup, model: Precision) -> Tensor:
         solution = masked_solve(model.matrix, group.missing, rhs)
         residual.view(-1).index_copy_(0, cells, -solution.reshape(-1))
     return residual + model.location
-
-
-def conditional_moments(group: RowGroup, model: Precision) -> tuple[Tensor, Tensor]:
-    """Eq. (1): rows (b, d) with missing cells at their mean, and C of every row, (b, d, d), which
-    is 0 at observed cells."""
-    given, n_columns = condition(group, model), len(model.location)
-    if given.inverse is None:
-        covariance = given.residual.new_zeros(len(given.residual), n_columns, n_columns)
-    else:
-        covariance = embedded(given.inverse, n_columns)
-    return model.location + given.residual, covariance
 
 
 def left_out(rows: Tensor, model: Precision) -> Normal:

@@ -74,7 +74,7 @@ class ShadowTarget(NamedTuple):
     folds: Tensor
 
 
-def tilted(mean: Tensor, covariance: Tensor, tilt: Tensor) -> Tensor:
+def tilted_rows(mean: Tensor, covariance: Tensor, tilt: Tensor) -> Tensor:
     """Eq. (1): (n, p)."""
     return mean + covariance @ tilt
 
@@ -102,7 +102,7 @@ def losses(targets: list[ShadowTarget], tilt: Tensor, ridge: float) -> Tensor:
     """Eq. (3) of every target for a tilt (d,)."""
     return torch.stack(
         [
-            held_out_loss(tilted(target.mean, target.covariance, tilt), target, ridge)
+            held_out_loss(tilted_rows(target.mean, target.covariance, tilt), target, ridge)
             for target in targets
         ]
     )

@@ -17,6 +17,7 @@ from skbilevel.datasets import make_low_rank
 from skbilevel.metrics import imputation_rmse
 from tests.incomplete_data import FAMILIES, incomplete
 from tests.reference.gaussian import naive_expectation
+from tests.resident_memory import peaks
 
 
 def test_jobs_and_blocks_do_not_change_a_bit(monkeypatch):
@@ -82,12 +83,6 @@ import numpy as np
 from skbilevel import GaussianImputer
 from skbilevel.datasets import make_low_rank
 
-def resident(key, reset=False):
-    if reset:
-        open("/proc/self/clear_refs", "w").write("5")
-    lines = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
-    return int(lines[key].split()[0]) / 1024
-
 data = make_low_rank(300, 20, random_state=1)
 GaussianImputer().fit_transform(np.where(data.mask, data.X, np.nan))
 X = np.random.default_rng(0).standard_normal((1_000_000, 20))
@@ -96,18 +91,14 @@ for start in range(0, len(X), 50_000):
     block = X[start : start + 50_000]
     block[np.random.default_rng(start).random(block.shape) < 0.3] = np.nan
 imputer = GaussianImputer(max_iter=2, tol=1e9)
-for step in (lambda: imputer.fit(X), lambda: imputer.transform(X, out=X)):
-    before = resident("VmRSS", reset=True)
-    step()
-    print(resident("VmHWM") - before)
+steps = (lambda: imputer.fit(X), lambda: imputer.transform(X, out=X))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_million_rows_need_less_than_50_mb_beside_them():
     """Peak resident memory, which counts torch's too; the rows have 160 MB."""
-    run = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
-    of_fit, of_transform = map(float, run.stdout.split())
+    of_fit, of_transform = peaks(PEAK)
     assert 0 < of_fit < 50
     assert 0 < of_transform < 50
 

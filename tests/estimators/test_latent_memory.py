@@ -1,21 +1,16 @@
 """Memory beside the rows, of a network that is fitted to many and imputes them."""
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.resident_memory import peaks
 
 PEAK = """
 import sys
 import warnings
 import numpy as np
 from skbilevel import NotMIWAEImputer
-
-def resident(key, reset=False):
-    if reset:
-        open("/proc/self/clear_refs", "w").write("5")
-    lines = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
-    return int(lines[key].split()[0]) / 1024
 
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)
@@ -25,23 +20,14 @@ X[:, :10][X[:, :10] > 0.5] = np.nan
 imputer = NotMIWAEImputer(mechanism="censored", signs=1, max_iter=1, random_state=0)
 imputer.fit(X[:500]).transform(X[:500])
 out = np.zeros_like(X)
-for step in (lambda: imputer.fit(X), lambda: imputer.transform(X, out=out)):
-    before = resident("VmRSS", reset=True)
-    step()
-    print(resident("VmHWM") - before)
+steps = (lambda: imputer.fit(X), lambda: imputer.transform(X, out=out))
 """
-
-
-def peaks(n_rows):
-    command = [sys.executable, "-c", PEAK, str(n_rows)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [float(line) for line in run.stdout.split()]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_rows():
     """Results held between the large tensors of two parts once took 2 MB for every 1,000 rows."""
-    few, many = peaks(10_000), peaks(100_000)
+    few, many = peaks(PEAK, 10_000), peaks(PEAK, 100_000)
     assert all(grown < before + 30 for grown, before in zip(many, few, strict=True)), (few, many)
     assert max(many) < 80

@@ -12,7 +12,7 @@ from skbilevel.estimators.shadow_fit import fit_tilt
 from skbilevel.estimators.shadow_targets import conditional_law
 from skbilevel.numerics.observed import mean_and_deviation
 from skbilevel.objectives.normal import NormalParameters, precision
-from skbilevel.objectives.shadow_tilt import tilted
+from skbilevel.objectives.shadow_tilt import tilted_rows
 from tests.reference.gaussian import naive_expectation
 
 
@@ -42,7 +42,7 @@ def normal(Z, n_iter=40):
 
 def rmse(complete, Z, parameters, tilt):
     law = conditional_law(Z, precision(parameters))
-    imputed = tilted(*law, torch.from_numpy(tilt)).numpy()
+    imputed = tilted_rows(*law, torch.from_numpy(tilt)).numpy()
     return float(np.sqrt(np.mean((imputed - complete)[np.isnan(Z)] ** 2)))
 
 

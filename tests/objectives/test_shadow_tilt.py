@@ -13,7 +13,7 @@ from skbilevel.objectives.shadow_tilt import (
     objective,
     students,
     tilt_of,
-    tilted,
+    tilted_rows,
 )
 from tests.problems import central_differences
 
@@ -66,7 +66,9 @@ def objective_by_hand(problem, theta):
 def test_loss_is_that_of_ridge_regressions_on_rows_that_they_have_not_seen():
     tilt = np.array([0.3, -0.2, 0.5, 0.1])
     for target in targets():
-        ours = held_out_loss(tilted(target.mean, target.covariance, tensor(tilt)), target, RIDGE)
+        ours = held_out_loss(
+            tilted_rows(target.mean, target.covariance, tensor(tilt)), target, RIDGE
+        )
         assert ours.item() == pytest.approx(loss_by_hand(target, tilt), rel=1e-12)
     stacked = losses(targets(), tensor(tilt), RIDGE)
     assert_allclose(stacked, [loss_by_hand(target, tilt) for target in targets()], rtol=1e-12)
@@ -112,7 +114,7 @@ def test_tilted_mean_is_that_of_a_normal_times_exponentials():
     log_density = -0.5 * (e @ np.linalg.inv(covariance) * e).sum(axis=1) + points @ tilt
     weights = np.exp(log_density - log_density.max())
     expected = weights @ points / weights.sum()
-    ours = tilted(tensor(mean[None]), tensor(covariance[None]), tensor(tilt))
+    ours = tilted_rows(tensor(mean[None]), tensor(covariance[None]), tensor(tilt))
     assert_allclose(ours[0], expected, rtol=1e-9)
 
 
