@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 
 # Where each public name lives; __init__.pyi repeats the names for type checkers.
 _ESTIMATORS = {
+    "BilevelClassifier": "skbilevel.estimators.bilevel_predictors",
+    "BilevelImputer": "skbilevel.estimators.bilevel",
+    "BilevelRegressor": "skbilevel.estimators.bilevel_predictors",
     "GaussianImputer": "skbilevel.estimators.gaussian",
     "MIWAEImputer": "skbilevel.estimators.miwae",
     "NotMIWAEImputer": "skbilevel.estimators.not_miwae",

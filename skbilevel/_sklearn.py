@@ -12,12 +12,13 @@ from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import MissingIndicator
 from sklearn.utils._missing import is_scalar_nan
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import (
     _check_feature_names_in,
     check_is_fitted,
+    column_or_1d,
     validate_data,
 )
 
@@ -26,11 +27,13 @@ __all__ = [
     "CallbackSupportMixin",
     "ConvergenceWarning",
     "FitLoop",
+    "HasMethods",
     "Interval",
     "MissingIndicator",
     "Parallel",
     "StrOptions",
     "check_is_fitted",
+    "column_or_1d",
     "delayed",
     "fit_method",
     "input_feature_names",

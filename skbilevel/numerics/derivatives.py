@@ -21,6 +21,7 @@ __all__ = [
     "ScalarFunction",
     "cross_vjp",
     "gauss_newton",
+    "gauss_newton_matrix",
     "gauss_newton_vp",
     "grad",
     "hvp",
@@ -159,6 +160,27 @@ def gauss_newton(
         return vjp(outputs, (theta,), curved)[0]
 
     return product
+
+
+def gauss_newton_matrix(
+    model: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], theta: Tensor
+) -> Tensor:
+    """``J' B J``, (p, p), the matrix of the products of `gauss_newton`, for a short theta.
+
+    J is taken row by row in one batched pass, so that memory is as that of a few
+    (number of outputs, p) matrices.
+    """
+    theta = _leaf(theta)
+    with torch.enable_grad():
+        outputs = model(theta)
+        z = _leaf(outputs)
+        (loss_gradient,) = vjp(loss(z), (z,), create_graph=True)
+    units = torch.eye(outputs.numel(), dtype=outputs.dtype).view(-1, *outputs.shape)
+    (jacobian,) = torch.autograd.grad(outputs, (theta,), units, is_grads_batched=True)
+    directions = jacobian.T.reshape(-1, *outputs.shape)
+    (curved,) = torch.autograd.grad(loss_gradient, (z,), directions, is_grads_batched=True)
+    matrix = curved.reshape(len(theta), -1) @ jacobian
+    return (matrix + matrix.T) / 2
 
 
 def gauss_newton_vp(

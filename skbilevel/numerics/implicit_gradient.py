@@ -11,14 +11,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from skbilevel.numerics.derivatives import GradientGraph, gauss_newton, grad
-from skbilevel.numerics.linear_solve import LinearSolve, Operator, conjugate_gradient, damped
+from skbilevel.numerics.derivatives import GradientGraph, gauss_newton, gauss_newton_matrix, grad
+from skbilevel.numerics.linear_solve import (
+    LinearSolve,
+    Matrix,
+    Operator,
+    conjugate_gradient,
+    damped,
+)
 from skbilevel.numerics.problem import BilevelProblem, CompositeLoss
 
 __all__ = ["CURVATURES", "Hypergradient", "implicit_gradient"]
 
 Curvature = Callable[[GradientGraph], Operator]
 """Makes the operator ``v -> A v`` from the graph of ``d_theta inner``."""
+Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,15 @@ class Hypergradient:
         What phi does through ``theta*(phi)``.
     adjoint : LinearSolve
         The solution u of ``(d2_theta inner) u = d_theta outer``, with its residual.
+    inner_gradient, outer_gradient : Tensor of shape (p,)
+        ``d_theta inner``, which is 0 at a solution, and ``d_theta outer``.
     """
 
     direct: Tensor
     implicit: Tensor
     adjoint: LinearSolve
+    inner_gradient: Tensor
+    outer_gradient: Tensor
 
     @property
     def total(self) -> Tensor:
@@ -52,18 +63,34 @@ def _hessian(graph: GradientGraph) -> Operator:
 
 def _gauss_newton(graph: GradientGraph) -> Operator:
     """``J' B J + ridge I``, never negative for a convex loss."""
+    inner, model, loss = _apart(graph, "gauss_newton")
+    return damped(gauss_newton(model, loss, graph.theta), inner.ridge)
+
+
+def _gauss_newton_matrix(graph: GradientGraph) -> Operator:
+    """The same as a matrix, which can be factorised."""
+    inner, model, loss = _apart(graph, "exact")
+    matrix = gauss_newton_matrix(model, loss, graph.theta)
+    matrix.diagonal().add_(inner.ridge)
+    return Matrix(matrix)
+
+
+def _apart(graph: GradientGraph, name: str) -> tuple[CompositeLoss, Function, Function]:
+    """The inner objective, its model and its loss with phi held fixed."""
     inner, phi = graph.f, graph.phi.detach()
     if not isinstance(inner, CompositeLoss):
         raise TypeError(
-            "curvature='gauss_newton' needs the model and the loss apart: the inner objective "
+            f"curvature={name!r} needs the model and the loss apart: the inner objective "
             f"must be a CompositeLoss, got {type(inner).__name__}."
         )
-    model, loss = inner.model, inner.loss
-    curvature = gauss_newton(lambda theta: model(theta, phi), lambda z: loss(z, phi), graph.theta)
-    return damped(curvature, inner.ridge)
+    return inner, lambda theta: inner.model(theta, phi), lambda z: inner.loss(z, phi)
 
 
-CURVATURES: dict[str, Curvature] = {"hessian": _hessian, "gauss_newton": _gauss_newton}
+CURVATURES: dict[str, Curvature] = {
+    "hessian": _hessian,
+    "gauss_newton": _gauss_newton,
+    "exact": _gauss_newton_matrix,
+}
 """Name -> factory of the operator that stands for ``d2_theta inner``."""
 
 
@@ -93,10 +120,10 @@ def implicit_gradient(
     theta : Tensor of shape (p,)
         The inner solution, or an iterate near it.
     phi : Tensor of shape (q,)
-    curvature : {"hessian", "gauss_newton"} or callable, default="hessian"
+    curvature : {"hessian", "gauss_newton", "exact"} or callable, default="hessian"
         A key of `CURVATURES`, or a function of the `GradientGraph` of the inner objective that
         returns the operator ``v -> A v``. "gauss_newton" needs a `CompositeLoss` as inner
-        objective.
+        objective, and so does "exact", the same as a matrix, for `direct_solve`.
     solve : callable, default=conjugate_gradient
         ``(operator, b) -> LinearSolve``; bind its options by ``functools.partial``.
 
@@ -108,7 +135,8 @@ def implicit_gradient(
     graph = GradientGraph(problem.inner, theta, phi)
     operator = _named_curvature(curvature)(graph)
     adjoint = solve(operator, outer_theta)
-    return Hypergradient(direct, -graph.cross_vjp(adjoint.value), adjoint)
+    implicit = -graph.cross_vjp(adjoint.value)
+    return Hypergradient(direct, implicit, adjoint, graph.gradient.detach(), outer_theta)
 
 
 def _named_curvature(curvature: str | Curvature) -> Curvature:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LinearSolve", "Operator", "conjugate_gradient", "damped"]
+__all__ = ["LinearSolve", "Matrix", "Operator", "conjugate_gradient", "damped", "direct_solve"]
 
 Operator = Callable[[Tensor], Tensor]
 """The product ``v -> A v`` with a symmetric matrix; (n,) to (n,)."""
@@ -41,6 +41,34 @@ class LinearSolve:
     n_iter: int
     converged: bool
     negative_curvature: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An operator whose matrix (n, n) is at hand."""
+
+    entries: Tensor
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.entries @ v
+
+
+def direct_solve(operator: Operator, b: Tensor) -> LinearSolve:
+    """Solve ``A x = b`` by a Cholesky factorisation, for a `Matrix`.
+
+    Raises
+    ------
+    TypeError
+        If the operator is not a `Matrix`.
+    torch.linalg.LinAlgError
+        If it is not positive definite.
+    """
+    if not isinstance(operator, Matrix):
+        raise TypeError(f"direct_solve needs a Matrix, got {type(operator).__name__}.")
+    factor = torch.linalg.cholesky(operator.entries)
+    x = torch.cholesky_solve(b.detach().unsqueeze(1), factor).squeeze(1)
+    residual_norm = _norm(b - operator(x))
+    return LinearSolve(x, residual_norm, 1, residual_norm <= _default_rtol(b) * _norm(b), False)
 
 
 def damped(operator: Operator, damping: float) -> Operator:

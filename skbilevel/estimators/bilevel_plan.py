@@ -1,0 +1,93 @@
+"""What a bilevel imputer was told, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from skbilevel._sklearn import HasMethods, Interval, StrOptions, warn_user
+from skbilevel.estimators.bilevel_fit import Settings
+from skbilevel.estimators.bilevel_target import TYPES
+from skbilevel.estimators.bilevel_training import OUTER
+from skbilevel.estimators.imputation_base import BASES
+from skbilevel.solvers.teacher_student import ADJOINTS, Alternation
+
+_AT_LEAST_0 = Interval(Integral, 0, None, closed="left")
+_AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
+_FROM_0 = Interval(Real, 0, None, closed="left")
+_ABOVE_0 = Interval(Real, 0, None, closed="neither")
+_A_RATE = Interval(Real, 0, 1, closed="left")
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "base": [StrOptions(set(BASES)), HasMethods(["fit", "transform"])],
+    "tilt": [StrOptions({"shadow", "y", "both"}), None],
+    "outer": [StrOptions(set(OUTER))],
+    "n_folds": [Interval(Integral, 2, None, closed="left")],
+    "bilevel_weight": [_FROM_0],
+    "curvature": [StrOptions(set(ADJOINTS))],
+    "cg_iter": [_AT_LEAST_1],
+    "max_iter": [_AT_LEAST_0],
+    "inner_iter": [_AT_LEAST_1],
+    "pretrain_iter": [_AT_LEAST_0],
+    "student_iter": [_AT_LEAST_1],
+    "n_students": [_AT_LEAST_1],
+    "hidden_layer_sizes": ["array-like", _AT_LEAST_1],
+    "student_hidden_layer_sizes": ["array-like", _AT_LEAST_1],
+    "mask_ratio": [StrOptions({"mix"}), Interval(Real, 0, 1, closed="neither")],
+    "feature_dropout": [StrOptions({"empirical"}), _A_RATE],
+    "pseudo_label_weight": [_FROM_0],
+    "l2": [_FROM_0],
+    "learning_rate": [_ABOVE_0],
+    "student_learning_rate": [_ABOVE_0],
+    "target_type": [StrOptions({"auto", *TYPES})],
+    "missing_label": [None, Real, str],
+    "cross_fit": [None, Interval(Integral, 2, None, closed="left")],
+    "random_state": ["random_state"],
+}
+
+
+def sizes(layers: int | Sequence[int]) -> tuple[int, ...]:
+    """Widths of hidden layers."""
+    return tuple(int(size) for size in np.atleast_1d(np.asarray(layers, dtype=np.int64)))
+
+
+def settings_of(estimator: Any) -> Settings:
+    """The settings of a fit, from the parameters of an estimator."""
+    if estimator.outer.startswith("imputed"):
+        warn_user(
+            f"outer={estimator.outer!r} judges the teacher on rows that it has imputed, into "
+            "which it can write their labels. It is there to show that leak; use 'crossfit'."
+        )
+    return Settings(
+        base=estimator.base,
+        tilt=estimator.tilt,
+        outer=estimator.outer,
+        n_folds=estimator.n_folds,
+        hidden=sizes(estimator.hidden_layer_sizes),
+        student_hidden=sizes(estimator.student_hidden_layer_sizes),
+        mask_ratio=estimator.mask_ratio,
+        feature_dropout=estimator.feature_dropout,
+        pseudo_label_weight=float(estimator.pseudo_label_weight),
+        ridge=float(estimator.l2),
+        n_students=estimator.n_students,
+        pretraining_steps=estimator.pretrain_iter,
+        warm_up_steps=_warm_up_steps(estimator),
+        student_steps=estimator.student_iter,
+        alternation=Alternation(
+            estimator.max_iter,
+            estimator.inner_iter,
+            estimator.learning_rate,
+            estimator.student_learning_rate,
+            float(estimator.bilevel_weight),
+            curvature=estimator.curvature,
+            n_products=estimator.cg_iter,
+        ),
+    )
+
+
+def _warm_up_steps(estimator: Any) -> int:
+    """Of a student in the outer loop, which starts where its own training has been half-way."""
+    return int(estimator.student_iter) // 2

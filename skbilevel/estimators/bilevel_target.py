@@ -1,0 +1,162 @@
+"""The target of a bilevel model: numbers or classes, some of them missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skbilevel._sklearn import column_or_1d
+
+TYPES = ("continuous", "binary", "multiclass")
+# Distinct integers are classes up to this many, each with at least this many rows.
+_MOST_CLASSES, _FEWEST_ROWS = 20, 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model learns to predict.
+
+    Attributes
+    ----------
+    kind : {"continuous", "binary", "multiclass"}
+    values : ndarray of shape (n, q), float64
+        A standardised number, or one column a class; 0 where there is no label.
+    labelled : ndarray of shape (n,), bool
+    center, scale : float
+        Of numbers.
+    classes : ndarray or None
+    """
+
+    kind: str
+    values: np.ndarray
+    labelled: np.ndarray
+    center: float
+    scale: float
+    classes: np.ndarray | None
+
+    def decoded(self, outputs: np.ndarray) -> np.ndarray:
+        """Numbers in the units of y, or the most probable class, from outputs (b, q)."""
+        return decoded(outputs, self.center, self.scale, self.classes)
+
+
+def decoded(
+    outputs: np.ndarray, center: float, scale: float, classes: np.ndarray | None
+) -> np.ndarray:
+    """As `Target.decoded`."""
+    if classes is None:
+        return center + scale * outputs[:, 0]
+    return classes[outputs.argmax(axis=1)]
+
+
+def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """y as an array (n,), and which rows have a label.
+
+    NaN, None and pandas' NA are never labels; nor is ``missing_label``.
+    """
+    values = column_or_1d(y, warn=True, dtype=None)
+    if len(values) != n_rows:
+        raise ValueError(f"X has {n_rows} rows and y has {len(values)}.")
+    if values.dtype.kind in "OSU":
+        missing = np.array([_is_missing(value) for value in values.tolist()], dtype=bool)
+    else:
+        missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(n_rows, dtype=bool)
+    if missing_label is not None and not _is_missing(missing_label):
+        missing |= np.array([value == missing_label for value in values.tolist()], dtype=bool)
+    return values, ~missing
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def type_of(labels: np.ndarray) -> str:
+    """The type of a target by its labels (m,): strings, booleans and few integers are classes."""
+    if _are_words(labels):
+        classes = np.unique(labels.astype(str))
+        return "binary" if len(classes) <= 2 else "multiclass"
+    numbers = labels.astype(np.float64)
+    if (numbers != np.round(numbers)).any():
+        return "continuous"
+    counts = np.unique(numbers, return_counts=True)[1]
+    if not 1 < len(counts) <= _MOST_CLASSES or counts.min() < _FEWEST_ROWS:
+        return "continuous"
+    return "binary" if len(counts) == 2 else "multiclass"
+
+
+def _are_words(labels: np.ndarray) -> bool:
+    if labels.dtype.kind in "bSU":
+        return True
+    return labels.dtype.kind == "O" and any(isinstance(x, str | bool) for x in labels.tolist())
+
+
+def encoded(y: ArrayLike, target_type: str, missing_label: Any, n_rows: int) -> Target | None:
+    """The target for a model, or None if no row has a label.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, numbers are infinite or not numbers, or the classes contradict
+        ``target_type``.
+    """
+    values, labelled = labels_of(y, missing_label, n_rows)
+    if not labelled.any():
+        return None
+    labels = values[labelled]
+    kind = type_of(labels) if target_type == "auto" else target_type
+    return _ENCODERS[kind](labels, labelled, kind)
+
+
+def _numbers(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
+    try:
+        numbers = labels.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y must hold numbers for target_type='continuous': {error}") from error
+    if np.isinf(numbers).any():
+        raise ValueError("Input y contains infinity or a value too large for dtype('float64').")
+    center = float(numbers.mean())
+    with np.errstate(over="ignore"):
+        scale = float(numbers.std())
+    if not np.isfinite(scale):
+        raise ValueError("y holds values whose squares are too large for float64; rescale it.")
+    scale = scale or 1.0
+    values = np.zeros((len(labelled), 1))
+    values[labelled, 0] = (numbers - center) / scale
+    return Target(kind, values, labelled, center, scale, None)
+
+
+def _classes(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
+    try:
+        classes, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(f"y mixes classes that cannot be sorted: {error}") from error
+    if classes.dtype.kind == "f" and np.isinf(classes).any():
+        raise ValueError("Input y contains infinity or a value too large for dtype('float64').")
+    if classes.dtype.kind == "f" and (classes != np.round(classes)).any():
+        raise ValueError(f"Unknown label type: y is continuous, and target_type is {kind!r}.")
+    if kind == "binary" and len(classes) > 2:
+        raise ValueError(f"target_type='binary', but y has {len(classes)} classes.")
+    values = np.zeros((len(labelled), len(classes)))
+    values[np.flatnonzero(labelled), codes] = 1.0
+    kind = "binary" if len(classes) <= 2 else "multiclass"
+    return Target(kind, values, labelled, 0.0, 1.0, classes)
+
+
+_ENCODERS: dict[str, Callable[[np.ndarray, np.ndarray, str], Target]] = {
+    "continuous": _numbers,
+    "binary": _classes,
+    "multiclass": _classes,
+}
+
+
+def merged(labels: np.ndarray, labelled: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """Labels (n,) with those that are missing replaced by ``filled``, one for each of them."""
+    dtype = np.result_type(labels.dtype, filled.dtype) if labels.dtype.kind != "O" else object
+    whole = np.empty(len(labels), dtype=dtype)
+    whole[labelled], whole[~labelled] = labels[labelled], filled
+    return whole

@@ -1,0 +1,241 @@
+"""The outer loop on a table: which rows the students learn from, and which judge them.
+
+What is set aside decides what the teacher can do with it. Every way is a function in `OUTER` that
+says, for an iteration, which student moves, on which rows, and what it is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skbilevel.estimators.feature_dropout import dropout
+from skbilevel.estimators.student_fit import new_student
+from skbilevel.estimators.teacher_fit import BATCH_ROWS, Lessons, TeacherInputs
+from skbilevel.models.masked_autoencoder import MaskedAutoencoder
+from skbilevel.numerics.parameters import flatten, functional
+from skbilevel.numerics.problem import BilevelProblem
+from skbilevel.objectives.bilevel_imputation import (
+    StudentCall,
+    inner_loss,
+    naive_outer_loss,
+    outer_loss,
+    packed,
+)
+from skbilevel.solvers.result import SolverResult
+from skbilevel.solvers.teacher_student import (
+    Alternation,
+    Step,
+    alternate,
+    descend,
+    student_optimizer,
+)
+
+# Rows of an iteration, at most.
+_MOST_ROWS = 512
+_SHARE_SET_ASIDE, _FEWEST_SET_ASIDE = 0.3, 8
+# Of each student before the teacher moves.
+_WARM_UP_RATE = 5e-3
+
+
+class Split(NamedTuple):
+    """Rows that one student learns from, and those that it is judged by; int64."""
+
+    learnt: Tensor
+    judged: Tensor
+
+
+class Way(NamedTuple):
+    """How the outer loss is taken.
+
+    Attributes
+    ----------
+    splits : callable
+        ``(labelled (k,), others (u,), n_folds, rng) -> list of Split``, one for each student.
+    judges_imputed : bool
+        Whether rows that judge are imputed too: the naive formulation.
+    terms : {"both", "direct"}
+        Of its gradient.
+    is_bounded : bool
+        Whether the gradient is bounded by that of the reconstruction.
+    """
+
+    splits: Callable[..., list[Split]]
+    judges_imputed: bool = False
+    terms: str = "both"
+    is_bounded: bool = False
+
+
+def _folds(
+    labelled: np.ndarray, others: np.ndarray, n_folds: int, rng: np.random.RandomState
+) -> list[Split]:
+    parts = np.array_split(rng.permutation(labelled), n_folds)
+    return [
+        Split(_index(np.setdiff1d(labelled, part), others), _index(part))
+        for part in parts
+        if len(part)
+    ]
+
+
+def _set_aside(
+    labelled: np.ndarray, others: np.ndarray, n_folds: int, rng: np.random.RandomState
+) -> list[Split]:
+    n_aside = max(_FEWEST_SET_ASIDE, int(_SHARE_SET_ASIDE * len(labelled)))
+    order = rng.permutation(labelled)
+    return [Split(_index(order[n_aside:], others), _index(order[:n_aside]))]
+
+
+def _index(*parts: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.sort(np.concatenate(parts)).astype(np.int64))
+
+
+OUTER = {
+    "crossfit": Way(_folds, is_bounded=True),
+    "holdout": Way(_set_aside),
+    "imputed": Way(_set_aside, judges_imputed=True),
+    "imputed_direct": Way(_set_aside, judges_imputed=True, terms="direct"),
+}
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """A teacher, its lessons, and what its students are made of.
+
+    Attributes
+    ----------
+    teacher : MaskedAutoencoder
+    lessons : Lessons
+    inputs : TeacherInputs
+        Of the rows of the table.
+    shift : Tensor of shape (n, d)
+        What is added to missing cells beside the teacher's correction.
+    observed : ndarray of shape (n, d), bool
+        Masks to copy.
+    feature_dropout : "empirical" or float
+    hidden : sequence of int
+        Layers of a student.
+    pseudo_label_weight, ridge : float
+    """
+
+    teacher: MaskedAutoencoder
+    lessons: Lessons
+    inputs: TeacherInputs
+    shift: Tensor
+    observed: np.ndarray
+    feature_dropout: str | float
+    hidden: Sequence[int]
+    pseudo_label_weight: float
+    ridge: float
+
+    def imputations(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """T_x and T_y of some rows of the table, before eq. (1)."""
+        inputs = self.inputs.at(index)
+        features, outputs = self.teacher(*inputs)
+        return (
+            inputs.base + self.shift[index] + features,
+            self.lessons.label_base[index] + outputs,
+        )
+
+    def weights(self, index: Tensor) -> Tensor:
+        """Of rows in the inner loss."""
+        labelled = self.lessons.rows.labelled[index]
+        return labelled + (1 - labelled) * self.pseudo_label_weight
+
+    def student(self, seed: int) -> tuple[Tensor, StudentCall]:
+        """A new student as a flat vector, and the function that it is a parameter of."""
+        rows = self.lessons.rows
+        shape = rows.values.shape[1], rows.targets.shape[1]
+        module = new_student(*shape, self.hidden, seed)
+        return flatten(module), functional(module)
+
+
+def taught(
+    room: Classroom,
+    way: str,
+    index: np.ndarray,
+    n_folds: int,
+    n_warm_up: int,
+    settings: Alternation,
+    rng: np.random.RandomState,
+    on_step: Callable[[dict[str, list[float]], list[Tensor]], bool] | None = None,
+) -> SolverResult:
+    """Train the teacher of a classroom in place by the losses of its students.
+
+    Parameters
+    ----------
+    room : Classroom
+    way : str
+        A key of `OUTER`.
+    index : ndarray of int
+        Rows of the table that take part.
+    n_folds : int
+        Of "crossfit".
+    n_warm_up : int
+        Steps of each student before the first of the teacher.
+    settings : Alternation
+    rng : RandomState
+    on_step : callable, optional
+        ``on_step(history, students) -> stop``.
+    """
+    labelled = room.lessons.rows.labelled.numpy()[index] > 0
+    others = index[~labelled] if room.pseudo_label_weight > 0 else index[:0]
+    splits = OUTER[way].splits(index[labelled], others, n_folds, rng)
+    pairs = [room.student(rng.randint(2**31 - 1)) for _ in splits]
+    students = [theta for theta, _ in pairs]
+    draw = _drawer(room, OUTER[way], splits, pairs[0][1], rng)
+    for number, theta in enumerate(students):
+        _warm_up(draw, number, theta, n_warm_up)
+    rule = replace(settings, terms=OUTER[way].terms, is_bounded=OUTER[way].is_bounded)
+    report: Any = None if on_step is None else lambda history: on_step(history, students)
+    return alternate(list(room.teacher.parameters()), students, draw, rule, report)
+
+
+def _warm_up(draw: Callable[[int], Step], number: int, theta: Tensor, n_steps: int) -> None:
+    optimizer = student_optimizer(theta, _WARM_UP_RATE)
+    for _ in range(n_steps):
+        step = draw(number)
+        descend(step.problem.inner, theta, step.imputations().detach(), optimizer, 1)
+
+
+def _drawer(
+    room: Classroom,
+    way: Way,
+    splits: list[Split],
+    student: StudentCall,
+    rng: np.random.RandomState,
+) -> Callable[[int], Step]:
+    lessons = room.lessons
+
+    def draw(iteration: int) -> Step:
+        number = iteration % len(splits)
+        learnt, judged = (_some(part, rng) for part in splits[number])
+        rows, judging = lessons.rows.at(learnt), lessons.rows.at(judged)
+        kept = torch.ones_like(rows.mask)
+        if not way.judges_imputed:
+            drawn = dropout(room.feature_dropout, room.observed, len(learnt), rng)
+            kept = torch.from_numpy(drawn.astype(np.float64))
+        inner = inner_loss(student, lessons.kind, rows, kept, room.weights(learnt), room.ridge)
+        outer = (naive_outer_loss if way.judges_imputed else outer_loss)(
+            student, lessons.kind, judging
+        )
+        imputing = torch.cat([learnt, judged]) if way.judges_imputed else learnt
+        batch = torch.from_numpy(rng.choice(len(lessons.copies.rows), BATCH_ROWS))
+        return Step(
+            number,
+            lambda: packed(*room.imputations(imputing)),
+            BilevelProblem(inner, outer),
+            lambda: lessons.loss(room.teacher, batch),
+        )
+
+    return draw
+
+
+def _some(index: Tensor, rng: np.random.RandomState) -> Tensor:
+    if len(index) <= _MOST_ROWS:
+        return index
+    return index[torch.from_numpy(rng.choice(len(index), _MOST_ROWS, replace=False))]
