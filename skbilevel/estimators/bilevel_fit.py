@@ -118,10 +118,11 @@ def fit_bilevel(
     parts = _Parts(table, base, normal, tilt, label_base, room, settings, rng)
     history = pretrained(room.teacher, room.lessons, settings.pretraining_steps, rng)
     selected = "base" if _corrects_nothing(room.teacher) else "mae"
-    if target is not None:
-        selected, outer = _with_outer_loop(parts, selected, on_step)
-        history |= outer
-    return parts.fitted(selected, history)
+    if target is None:
+        return parts.fitted(selected, history, [])
+    outer = _with_outer_loop(parts, selected, on_step)
+    students = outer.students or parts.students(rng.randint(2**31 - 1))
+    return parts.fitted(outer.selected, history | outer.history, students)
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ class _Parts:
     settings: Settings
     rng: np.random.RandomState
 
-    def fitted(self, selected: str, history: dict[str, list[float]]) -> BilevelFit:
-        """Everything, with students of the teacher as it is."""
-        seed = self.rng.randint(2**31 - 1)
-        students = [] if self.label_base is None else self.students(seed)
+    def fitted(
+        self, selected: str, history: dict[str, list[float]], students: list[Student]
+    ) -> BilevelFit:
+        """Everything, with the teacher as it is."""
         return BilevelFit(
             self.table,
             self.base,
@@ -274,9 +275,15 @@ def _lectures(room: Classroom) -> Lectures:
         )
 
 
-def _with_outer_loop(
-    parts: _Parts, before: str, on_step: OnStep
-) -> tuple[str, dict[str, list[float]]]:
+class _Outer(NamedTuple):
+    """What the outer loop has left: the teacher to keep, and its students where these count."""
+
+    selected: str
+    history: dict[str, list[float]]
+    students: list[Student]
+
+
+def _with_outer_loop(parts: _Parts, before: str, on_step: OnStep) -> _Outer:
     """Run the outer loop; what it made of the teacher stays if it is wanted as it is, or if rows
     in no fold confirm it."""
     settings, room, rng = parts.settings, parts.room, parts.rng
@@ -285,14 +292,14 @@ def _with_outer_loop(
     n_confirming = int(_SHARE_TO_CONFIRM * len(labelled)) if is_robust else 0
     is_off = settings.alternation.weight == 0 or settings.alternation.n_iter == 0
     if is_robust and (is_off or n_confirming < _FEWEST_TO_CONFIRM):
-        return before, {}
+        return _Outer(before, {}, [])
     confirming = np.sort(rng.permutation(labelled)[:n_confirming])
     index = np.setdiff1d(np.arange(len(room.observed)), confirming)
     state, seed = to_numpy(room.teacher), rng.randint(2**31 - 1)
     losses = _confirming_losses(parts, index, confirming, seed) if is_robust else None
 
     def report(history: dict[str, list[float]], students: list[Tensor]) -> bool:
-        return on_step(lambda: parts.fitted("bilevel", dict(history)))
+        return on_step(lambda: parts.fitted("bilevel", dict(history), _modules(room, students)))
 
     result = taught(
         room,
@@ -308,8 +315,13 @@ def _with_outer_loop(
         gained = losses - _confirming_losses(parts, index, confirming, seed)
         if not gained.mean() > gained.std() / np.sqrt(len(gained)):
             from_numpy(room.teacher, state)
-            return before, result.history
-    return "bilevel", result.history
+            return _Outer(before, result.history, [])
+        return _Outer("bilevel", result.history, [])
+    return _Outer("bilevel", result.history, _modules(room, result.inner))
+
+
+def _modules(room: Classroom, students: list[Tensor]) -> list[Student]:
+    return [room.student_of(theta) for theta in students]
 
 
 def _confirming_losses(

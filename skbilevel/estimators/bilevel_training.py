@@ -18,7 +18,8 @@ from skbilevel.estimators.feature_dropout import dropout
 from skbilevel.estimators.student_fit import new_student
 from skbilevel.estimators.teacher_fit import BATCH_ROWS, Lessons, TeacherInputs
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
-from skbilevel.numerics.parameters import flatten, functional
+from skbilevel.models.student import Student
+from skbilevel.numerics.parameters import assign, flatten, functional
 from skbilevel.numerics.problem import BilevelProblem
 from skbilevel.objectives.bilevel_imputation import (
     StudentCall,
@@ -37,8 +38,10 @@ from skbilevel.solvers.teacher_student import (
 )
 
 # Rows of an iteration, at most.
-_MOST_ROWS = 512
+_MOST_ROWS = 256
 _SHARE_SET_ASIDE, _FEWEST_SET_ASIDE = 0.3, 8
+# Only shapes matter of what parameters are assigned to.
+_ANY_SEED = 0
 # Of each student before the teacher moves.
 _WARM_UP_RATE = 5e-3
 
@@ -146,12 +149,16 @@ class Classroom:
         labelled = self.lessons.rows.labelled[index]
         return labelled + (1 - labelled) * self.pseudo_label_weight
 
-    def student(self, seed: int) -> tuple[Tensor, StudentCall]:
-        """A new student as a flat vector, and the function that it is a parameter of."""
+    def new_student(self, seed: int) -> Student:
+        """A student that has learnt nothing."""
         rows = self.lessons.rows
-        shape = rows.values.shape[1], rows.targets.shape[1]
-        module = new_student(*shape, self.hidden, seed)
-        return flatten(module), functional(module)
+        return new_student(rows.values.shape[1], rows.targets.shape[1], self.hidden, seed)
+
+    def student_of(self, theta: Tensor) -> Student:
+        """The student with these parameters."""
+        student = self.new_student(_ANY_SEED)
+        assign(student, theta)
+        return student
 
 
 def taught(
@@ -181,13 +188,18 @@ def taught(
     rng : RandomState
     on_step : callable, optional
         ``on_step(history, students) -> stop``.
+
+    Returns
+    -------
+    SolverResult
+        ``inner`` are the students as flat vectors.
     """
     labelled = room.lessons.rows.labelled.numpy()[index] > 0
     others = index[~labelled] if room.pseudo_label_weight > 0 else index[:0]
     splits = OUTER[way].splits(index[labelled], others, n_folds, rng)
-    pairs = [room.student(rng.randint(2**31 - 1)) for _ in splits]
-    students = [theta for theta, _ in pairs]
-    draw = _drawer(room, OUTER[way], splits, pairs[0][1], rng)
+    modules = [room.new_student(rng.randint(2**31 - 1)) for _ in splits]
+    students = [flatten(module) for module in modules]
+    draw = _drawer(room, OUTER[way], splits, functional(modules[0]), rng)
     for number, theta in enumerate(students):
         _warm_up(draw, number, theta, n_warm_up)
     rule = replace(settings, terms=OUTER[way].terms, is_bounded=OUTER[way].is_bounded)
@@ -199,7 +211,9 @@ def _warm_up(draw: Callable[[int], Step], number: int, theta: Tensor, n_steps: i
     optimizer = student_optimizer(theta, _WARM_UP_RATE)
     for _ in range(n_steps):
         step = draw(number)
-        descend(step.problem.inner, theta, step.imputations().detach(), optimizer, 1)
+        with torch.no_grad():
+            phi = step.imputations()
+        descend(step.problem.inner, theta, phi, optimizer, 1)
 
 
 def _drawer(

@@ -1,0 +1,137 @@
+"""Benchmarks of bilevel imputation: `python bench_bilevel.py --help` lists the tables.
+
+Every cell is written to a JSON file as soon as it is measured, and a run that is started again
+goes on where it was.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bilevel_designs import Split, Table, teacher_case
+from bilevel_peers import HEADS, IMPUTERS, boosted, masked_network, score
+from real_data import bilevel_sets
+from record import circumstances
+from sklearn.base import clone
+
+from skbilevel import BilevelImputer, GaussianImputer
+
+Cell = dict[str, Any]
+
+
+class Cells:
+    """Measured cells, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.measured: dict[str, Cell] = json.loads(path.read_text()) if path.exists() else {}
+
+    def measure(self, key: str, run: Callable[[], Cell]) -> Cell:
+        """The cell of that key, measured unless it has been."""
+        if key not in self.measured:
+            start = time.process_time()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.measured[key] = run()
+            self.measured[key]["seconds"] = round(time.process_time() - start, 2)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self.measured, indent=0))
+            print(key, self.measured[key], flush=True)
+        return self.measured[key]
+
+
+def imputation(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
+    """30 % MCAR and MAR: error on test rows beside that of five peers."""
+    for name, table in sets.items():
+        for mechanism in ("mcar", "mar"):
+            for seed in seeds:
+
+                def run(
+                    table: Table = table, mechanism: str = mechanism, seed: int = seed
+                ) -> Cell:
+                    case = teacher_case(table, mechanism, seed)
+                    default = BilevelImputer(random_state=seed)
+                    contestants = {"BilevelImputer": default, **IMPUTERS}
+                    return {who: _error(each, case) for who, each in contestants.items()}
+
+                cells.measure(f"imputation {name} {mechanism} {seed}", run)
+
+
+def _error(imputer: Any, case: Split) -> float:
+    rows, n = case.incomplete, case.n_train
+    fitted = clone(imputer)
+    if isinstance(fitted, BilevelImputer):
+        fitted.set_params(target_type=_type(case)).fit(rows[:n], case.labels())
+    else:
+        fitted.fit(rows[:n])
+    return round(case.error(fitted.transform(rows[n:])), 4)
+
+
+def _type(case: Split) -> str:
+    return "continuous" if case.y.dtype.kind == "f" else "auto"
+
+
+def prediction(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
+    """The student beside the same network on zeros and mask, and boosting on NaN."""
+    for name, table in sets.items():
+        for mechanism in ("mcar", "mar"):
+            for rate in (0.1, 0.2, 1.0):
+                for seed in seeds:
+
+                    def run(
+                        table: Table = table,
+                        mechanism: str = mechanism,
+                        rate: float = rate,
+                        seed: int = seed,
+                    ) -> Cell:
+                        return _scores(teacher_case(table, mechanism, seed, label_rate=rate), seed)
+
+                    cells.measure(f"prediction {name} {mechanism} {rate} {seed}", run)
+
+
+def _scores(case: Split, seed: int) -> Cell:
+    rows, n = case.incomplete, case.n_train
+    model = BilevelImputer(target_type=_type(case), random_state=seed)
+    model.fit(rows[:n], case.labels())
+    truth, labelled = case.y[n:], case.labelled
+    known = rows[:n][labelled], case.y[:n][labelled]
+    linear = HEADS[_type(case)]()
+    normal = GaussianImputer(random_state=seed).fit(rows[:n])
+    linear.fit(normal.transform(known[0]), known[1])
+    return {
+        "student": score(truth, model.predict(rows[n:])),
+        "network on mask": score(truth, masked_network(*known, seed=seed)(rows[n:])),
+        "boosting": score(truth, boosted(*known, seed=seed).predict(rows[n:])),
+        "EM + linear": score(truth, linear.predict(normal.transform(rows[n:]))),
+        "selected": model.selected_,
+    }
+
+
+TABLES = {"imputation": imputation, "prediction": prediction}
+
+
+def main() -> None:
+    """Run the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", default=",".join(TABLES), help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--sets", default="", help="names of sets; all by default")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--cells", type=Path, default=Path("results/bilevel_cells.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sets = bilevel_sets(arguments.data_dir)
+    chosen = [name for name in arguments.sets.split(",") if name] or list(sets)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    print(json.dumps(circumstances()))
+    for name in arguments.tables.split(","):
+        TABLES[name]({name: sets[name] for name in chosen}, seeds, Cells(arguments.cells))
+
+
+if __name__ == "__main__":
+    main()
