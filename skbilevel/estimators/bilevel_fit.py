@@ -13,7 +13,7 @@ from torch import Tensor
 from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.bilevel_training import Classroom, taught
 from skbilevel.estimators.feature_dropout import held_out_cells
-from skbilevel.estimators.imputation_base import Base, MeanBase, fit_base
+from skbilevel.estimators.imputation_base import Base, GaussianBase, MeanBase, fit_base
 from skbilevel.estimators.linear_fit import Table
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit, fit_tilt
@@ -197,7 +197,7 @@ def _label_base(
     if isinstance(base, MeanBase):
         constant = constant_label_base(target, filled.shape[1])
         return constant, constant.outputs(filled, missing)
-    return fit_label_base(filled, missing, target, rng)
+    return fit_label_base(filled, missing, target, not isinstance(base, GaussianBase), rng)
 
 
 def _classroom(

@@ -17,6 +17,7 @@ from skbilevel.estimators.shadow_fit import TiltFit
 from skbilevel.estimators.student_fit import LabelBase, new_student
 from skbilevel.estimators.teacher_fit import new_teacher, teacher_inputs
 from skbilevel.estimators.tilted_rows import tilt_shift
+from skbilevel.estimators.tree_imputation import Forest
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
 from skbilevel.models.student import Student
 from skbilevel.numerics.parameters import from_numpy, to_numpy
@@ -134,7 +135,7 @@ def _gains(tilt: TiltFit | None, names: list[str]) -> dict[str, Any]:
 
 def model_state(fit: BilevelFit, outer: str) -> dict[str, Any]:
     """Of everything that imputes and predicts."""
-    label_base = None if fit.label_base is None else dict(fit.label_base._asdict())
+    label_base = None if fit.label_base is None else label_base_state(fit.label_base)
     return {
         "center": fit.table.center,
         "scale": fit.table.scale,
@@ -148,12 +149,24 @@ def model_state(fit: BilevelFit, outer: str) -> dict[str, Any]:
     }
 
 
+def label_base_state(base: LabelBase) -> dict[str, Any]:
+    """Arrays and plain Python."""
+    forest = None if base.forest is None else dict(base.forest._asdict())
+    return {**base._asdict(), "forest": forest}
+
+
+def label_base_of(state: dict[str, Any]) -> LabelBase:
+    """The inverse of `label_base_state`."""
+    forest = None if state["forest"] is None else Forest(**state["forest"])
+    return LabelBase(**{**state, "forest": forest})
+
+
 def model_of(
     state: dict[str, Any], hidden: tuple[int, ...], student_hidden: tuple[int, ...]
 ) -> BilevelModel:
     """The inverse of `model_state`."""
     n_columns = len(state["center"])
-    label_base = None if state["label_base"] is None else LabelBase(**state["label_base"])
+    label_base = None if state["label_base"] is None else label_base_of(state["label_base"])
     n_targets = 0 if label_base is None else len(label_base.intercept)
     teacher = None
     if state["teacher"] is not None:

@@ -15,19 +15,21 @@ from torch import Tensor
 from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.feature_dropout import dropout
 from skbilevel.estimators.teacher_fit import BATCH_ROWS
+from skbilevel.estimators.tree_imputation import Forest, grown, new_forest
 from skbilevel.models.student import Student
 from skbilevel.objectives.bilevel_imputation import Kind, Rows, completed_labels
 from skbilevel.solvers.training import ParameterGroup, Schedule, train
 
 _ALPHAS = np.logspace(-2, 4, 13)
-_N_FOLDS, _FEWEST_FOR_RIDGE = 5, 10
+_N_FOLDS, _FEWEST_FOR_RIDGE, _N_TREES = 5, 10, 60
 # Shares of classes that a ridge regression tells are kept off 0 and 1.
 _LEAST_SHARE = 0.02
 _RATE = 5e-3
 
 
 class LabelBase(NamedTuple):
-    """A ridge regression of the target on imputed rows and indicators of what was missing.
+    """A prediction of the target from imputed rows and indicators of what was missing: a ridge
+    regression, and for a share of it trees.
 
     Attributes
     ----------
@@ -35,15 +37,23 @@ class LabelBase(NamedTuple):
     intercept : ndarray of shape (q,)
     is_class : bool
         Whether outputs are logits.
+    weight : float
+        Share of the trees.
+    forest : Forest or None
     """
 
     coefficients: np.ndarray
     intercept: np.ndarray
     is_class: bool
+    weight: float = 0.0
+    forest: Forest | None = None
 
     def outputs(self, filled: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """Of complete rows (n, d), and where they were missing; (n, q)."""
-        told = np.hstack([filled, missing]) @ self.coefficients + self.intercept
+        rows = np.hstack([filled, missing])
+        told = rows @ self.coefficients + self.intercept
+        if self.forest is not None:
+            told += self.weight * (self.forest.predict(rows) - told)
         return _logits(told) if self.is_class else told
 
 
@@ -54,7 +64,11 @@ def constant_label_base(target: Target, n_columns: int) -> LabelBase:
 
 
 def fit_label_base(
-    filled: np.ndarray, missing: np.ndarray, target: Target, rng: np.random.RandomState
+    filled: np.ndarray,
+    missing: np.ndarray,
+    target: Target,
+    has_trees: bool,
+    rng: np.random.RandomState,
 ) -> tuple[LabelBase, np.ndarray]:
     """The base of T_y, and its outputs (n, q) for the rows, from other folds where labelled."""
     labelled = target.labelled
@@ -62,12 +76,23 @@ def fit_label_base(
     if labelled.sum() < _FEWEST_FOR_RIDGE:
         return constant, constant.outputs(filled, missing)
     rows, labels = np.hstack([filled, missing])[labelled], target.values[labelled]
-    model = RidgeCV(_ALPHAS)
     folds = KFold(_N_FOLDS, shuffle=True, random_state=rng.randint(2**31 - 1))
-    told = cross_val_predict(model, rows, labels, cv=folds).reshape(labels.shape)
-    model.fit(rows, labels)
-    coefficients = model.coef_.reshape(labels.shape[1], -1).T
-    base = LabelBase(coefficients, np.ravel(model.intercept_), constant.is_class)
+
+    def unseen(model: Any) -> np.ndarray:
+        return cross_val_predict(model, rows, labels, cv=folds).reshape(labels.shape)
+
+    ridge, weight, forest = RidgeCV(_ALPHAS), 0.0, None
+    told = unseen(ridge)
+    ridge.fit(rows, labels)
+    if has_trees:
+        step = unseen(new_forest(_N_TREES, rng)) - told
+        squares = float((step**2).sum())
+        weight = float(np.clip((step * (labels - told)).sum() / squares, 0, 1)) if squares else 0.0
+        told = told + weight * step
+        forest = grown(rows, labels, _N_TREES, rng) if weight else None
+    coefficients = ridge.coef_.reshape(labels.shape[1], -1).T
+    intercept = np.ravel(ridge.intercept_)
+    base = LabelBase(coefficients, intercept, constant.is_class, weight, forest)
     outputs = base.outputs(filled, missing)
     outputs[labelled] = _logits(told) if base.is_class else told
     return base, outputs

@@ -31,7 +31,7 @@ class Forest(NamedTuple):
         Of each node; ``left`` is -1 at leaves.
     threshold : ndarray of shape (k,), float64
         A value up to it goes left.
-    value : ndarray of shape (k,), float64
+    value : ndarray of shape (k,) or (k, q), float64
         What a leaf predicts.
     """
 
@@ -43,7 +43,7 @@ class Forest(NamedTuple):
     value: np.ndarray
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """The mean over trees, (n,), from rows (n, p)."""
+        """The mean over trees, (n,) or (n, q), from rows (n, p)."""
         n_rows, n_columns = X.shape
         # Trees are grown on float32, and a value equal to a threshold has to go the same way.
         with np.errstate(over="ignore"):
@@ -57,20 +57,26 @@ class Forest(NamedTuple):
             at = nodes[inside]
             goes_left = cells[starts[inside] + self.feature[at]] <= self.threshold[at]
             nodes[inside] = np.where(goes_left, self.left[at], self.right[at])
-        return self.value[nodes].reshape(len(self.roots), n_rows).mean(axis=0)
+        of_trees = self.value[nodes].reshape(len(self.roots), n_rows, *self.value.shape[1:])
+        return of_trees.mean(axis=0)
 
 
-def grown(X: np.ndarray, y: np.ndarray, n_trees: int, rng: np.random.RandomState) -> Forest:
-    """A forest that predicts ``y`` (n,) from complete rows (n, p)."""
-    if len(X) > _MOST_ROWS:
-        index = rng.choice(len(X), _MOST_ROWS, replace=False)
-        X, y = X[index], y[index]
-    model = ExtraTreesRegressor(
+def new_forest(n_trees: int, rng: np.random.RandomState) -> ExtraTreesRegressor:
+    """To be grown."""
+    return ExtraTreesRegressor(
         n_trees,
         min_samples_leaf=_LEAF,
         max_features=_SHARE_OF_COLUMNS,
         random_state=rng.randint(2**31 - 1),
     )
+
+
+def grown(X: np.ndarray, y: np.ndarray, n_trees: int, rng: np.random.RandomState) -> Forest:
+    """A forest that predicts ``y``, (n,) or (n, q), from complete rows (n, p)."""
+    if len(X) > _MOST_ROWS:
+        index = rng.choice(len(X), _MOST_ROWS, replace=False)
+        X, y = X[index], y[index]
+    model = new_forest(n_trees, rng)
     trees = [each.tree_ for each in model.fit(X, y).estimators_]
     sizes = [tree.node_count for tree in trees]
     roots = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
@@ -89,7 +95,7 @@ def grown(X: np.ndarray, y: np.ndarray, n_trees: int, rng: np.random.RandomState
         shifted["children_left"],
         shifted["children_right"],
         np.concatenate([tree.threshold for tree in trees]),
-        np.concatenate([tree.value.ravel() for tree in trees]),
+        np.concatenate([tree.value[:, :, 0] for tree in trees]).reshape(-1, *y.shape[1:]),
     )
 
 

@@ -1,0 +1,348 @@
+"""BilevelImputer and its predictors as a user meets them."""
+
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.impute import KNNImputer, SimpleImputer
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skbilevel import BilevelClassifier, BilevelImputer, BilevelRegressor, GaussianImputer
+from skbilevel.amputation import ampute
+from skbilevel.metrics import imputation_rmse
+
+QUICK = {
+    "base": "gaussian",
+    "max_iter": 3,
+    "pretrain_iter": 20,
+    "student_iter": 100,
+    "n_students": 1,
+    "random_state": 0,
+}
+COMPLETE, Y = load_diabetes(return_X_y=True)
+X, OBSERVED = ampute(COMPLETE, "mcar", missing_rate=0.2, random_state=0)
+FEW = np.where(np.arange(len(Y)) % 4 == 0, Y, np.nan)
+
+
+def quick(cls=BilevelImputer, **settings):
+    return cls(**{**QUICK, **settings})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return quick().fit(X, FEW)
+
+
+# What it imputes
+
+
+def test_imputation_does_not_see_y_at_transform_and_keeps_observed_cells(fitted):
+    imputed = fitted.transform(X)
+    assert_array_equal(imputed[OBSERVED], X[OBSERVED])
+    assert np.isfinite(imputed).all()
+    assert imputation_rmse(COMPLETE, imputed, OBSERVED) < 0.85
+
+
+def test_where_nothing_is_to_be_added_it_is_the_normal_within_the_observed_range():
+    """A normal has no better imputation than its conditional mean."""
+    rng = np.random.default_rng(0)
+    Z = rng.multivariate_normal([0, 0, 0], np.full((3, 3), 0.6) + 0.4 * np.eye(3), 500)
+    Z[rng.random(Z.shape) < 0.3] = np.nan
+    imputer = quick(pretrain_iter=100).fit(Z)
+    assert imputer.selected_ == "base"
+    assert not imputer.tilt_accepted_
+    expected = GaussianImputer(random_state=0).fit_transform(Z)
+    low, high = np.nanmin(Z, axis=0), np.nanmax(Z, axis=0)
+    assert_allclose(imputer.transform(Z), np.clip(expected, low, high), atol=1e-8)
+
+
+def test_teacher_adds_a_relation_that_the_base_cannot_have():
+    t = np.random.default_rng(0).uniform(-2, 2, 600)
+    Z = np.column_stack([t, t**2])
+    Z[::4, 1] = np.nan
+    settings = {"pretrain_iter": 600, "tilt": None}
+    imputer = quick(**settings).fit(Z)
+    alone = quick(**{**settings, "pretrain_iter": 0}).fit(Z)
+    assert (imputer.selected_, alone.selected_) == ("mae", "base")
+    truth = t[::4] ** 2
+    errors = [np.mean((each.transform(Z)[::4, 1] - truth) ** 2) for each in (imputer, alone)]
+    assert errors[0] < 0.1 * errors[1]
+
+
+@pytest.mark.parametrize("base", ["mean", "gaussian", "trees", "stack"])
+def test_every_base_completes_new_rows(base):
+    imputer = quick(base=base).fit(X[:300], Y[:300])
+    imputed = imputer.transform(X[300:])
+    assert_array_equal(imputed[OBSERVED[300:]], X[300:][OBSERVED[300:]])
+    assert hasattr(imputer, "stack_weights_") == (base == "stack")
+
+
+def test_base_can_be_any_imputer_which_sees_the_units_of_the_data():
+    constant = SimpleImputer(strategy="constant", fill_value=0.05)
+    imputer = quick(base=constant, pretrain_iter=0).fit(X)
+    assert_allclose(imputer.transform(X)[~OBSERVED], 0.05, rtol=1e-12)
+    neighbours = quick(base=KNNImputer(), pretrain_iter=0).fit(X)
+    assert_allclose(neighbours.transform(X), KNNImputer().fit_transform(X), atol=1e-12)
+
+
+# The tilt
+
+
+def self_masked(sign):
+    return ampute(sign * COMPLETE, "mnar_logistic", missing_rate=0.4, slope=2.0, random_state=0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tilt_tells_which_values_are_missing_and_lowers_the_error(sign):
+    hidden, observed = self_masked(1)
+    imputer = quick(pretrain_iter=0).fit(sign * hidden)
+    assert imputer.tilt_accepted_
+    assert np.mean(np.sign(imputer.tilt_) == sign) >= 0.8
+    assert sign * imputer.tilt_.mean() > 0.5
+    plain = quick(pretrain_iter=0, tilt=None).fit(sign * hidden)
+    errors = [
+        imputation_rmse(sign * COMPLETE, each.transform(sign * hidden), observed)
+        for each in (imputer, plain)
+    ]
+    assert errors[0] < 0.85 * errors[1]
+    assert set(imputer.shadow_gain_) == {"target", "tilt", "indicators", "counted"}
+    assert imputer.shadow_gain_["target"] == [
+        f"x{j}" for j in np.argsort(-observed.mean(axis=0), kind="stable")[:8]
+    ]
+    assert plain.shadow_gain_ == {}
+
+
+def test_missing_at_random_has_no_tilt(fitted):
+    assert not fitted.tilt_accepted_
+    assert not fitted.tilt_.any()
+
+
+def test_y_is_a_target_of_the_tilt_if_asked_for():
+    hidden, _ = self_masked(1)
+    imputer = quick(tilt="both", pretrain_iter=0).fit(hidden, Y)
+    assert imputer.shadow_gain_["target"][-1] == "y"
+    assert quick(tilt="y", pretrain_iter=0).fit(hidden, Y).shadow_gain_["target"] == ["y"]
+    assert quick(tilt="y", pretrain_iter=0).fit(hidden).shadow_gain_ == {}
+
+
+# Labels
+
+
+def test_without_labels_there_is_no_predictor():
+    for labels in (None, np.full(len(X), np.nan)):
+        imputer = quick().fit(X, labels)
+        assert not hasattr(imputer, "predict")
+        assert not hasattr(imputer, "target_type_")
+        assert -1.5 < imputer.score(X) < 0
+        with pytest.raises(AttributeError, match="impute_target needs a fit with labels"):
+            imputer.impute_target(X, Y)
+    assert_array_equal(imputer.transform(X), quick().fit(X).transform(X))
+
+
+def test_score_without_labels_is_the_error_of_hidden_cells():
+    """Of a constant imputation it is known: the deviation of the cells."""
+    imputer = quick(base="mean", pretrain_iter=0, tilt=None).fit(X)
+    assert imputer.score(X) == pytest.approx(-1, abs=0.1)
+
+
+@pytest.mark.parametrize("cls", [BilevelRegressor, BilevelClassifier])
+def test_predictor_needs_a_label(cls):
+    with pytest.raises(ValueError, match=f"{cls.__name__} requires y"):
+        quick(cls).fit(X)
+    with pytest.raises(ValueError, match=f"{cls.__name__} needs labels"):
+        quick(cls).fit(X, np.full(len(X), np.nan))
+
+
+def test_student_predicts_rows_with_missing_cells_from_few_labels(fitted):
+    assert fitted.target_type_ == "continuous"
+    unlabelled = np.isnan(FEW)
+    residual = Y[unlabelled] - fitted.predict(X[unlabelled])
+    assert 1 - np.mean(residual**2) / Y[unlabelled].var() > 0.3
+
+
+def test_score_ignores_rows_without_a_label(fitted):
+    labelled = ~np.isnan(FEW)
+    assert fitted.score(X, FEW) == fitted.score(X[labelled], Y[labelled])
+    with pytest.raises(ValueError, match="no row has one"):
+        fitted.score(X, np.full(len(X), np.nan))
+    with pytest.raises(ValueError, match="score needs y"):
+        fitted.score(X)
+
+
+def test_missing_labels_are_filled_and_others_stay(fitted):
+    filled = fitted.impute_target(X, FEW)
+    labelled = ~np.isnan(FEW)
+    assert_array_equal(filled[labelled], FEW[labelled])
+    residual = (Y - filled)[~labelled]
+    assert 1 - np.mean(residual**2) / Y[~labelled].var() > 0.3
+
+
+@pytest.mark.parametrize("marker", [None, np.nan, -1, "?"])
+def test_missing_labels_of_classes_can_be_marked_in_several_ways(marker):
+    iris, species = load_iris(return_X_y=True)
+    hidden, _ = ampute(iris, "mcar", missing_rate=0.2, random_state=0)
+    few = [int(c) if i % 3 == 0 else marker for i, c in enumerate(species)]
+    labels = np.array(few, dtype=float if marker in (-1,) or marker != marker else object)
+    known = marker if isinstance(marker, int | str) else None
+    model = quick(BilevelClassifier, missing_label=known, max_iter=0).fit(hidden, labels)
+    assert model.classes_.tolist() == [0, 1, 2]
+    assert np.mean(model.predict(hidden) == species) > 0.8
+    shares = model.predict_proba(hidden)
+    assert shares.shape == (150, 3)
+    assert_allclose(shares.sum(axis=1), 1, rtol=1e-12)
+    assert_array_equal(model.classes_[shares.argmax(axis=1)], model.predict(hidden))
+
+
+def test_wrong_labels_are_refused():
+    with pytest.raises(ValueError, match="X has 442 rows and y has 3"):
+        quick().fit(X, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="y contains infinity"):
+        quick().fit(X, np.where(np.arange(len(Y)) == 3, np.inf, Y))
+    with pytest.raises(ValueError, match="must hold numbers"):
+        quick(BilevelRegressor).fit(X, ["a", "b"] * (len(Y) // 2))
+    with pytest.raises(ValueError, match="has 3 classes"):
+        quick(target_type="binary").fit(X, np.arange(len(Y)) % 3)
+    with pytest.raises(ValueError, match="Unknown label type"):
+        quick(BilevelClassifier).fit(X, Y + 0.5)
+
+
+# The outer loop
+
+
+def test_history_has_every_iteration(fitted):
+    monitored = {
+        "inner",
+        "outer",
+        "mae",
+        "stationarity",
+        "implicit_norm",
+        "mae_norm",
+        "cosine",
+        "cg_residual",
+        "negative_curvature",
+    }
+    assert set(fitted.history_) == {"pretraining", "held_out", *monitored}
+    assert {len(fitted.history_[name]) for name in monitored} == {3}
+    assert fitted.n_iter_ == 3
+    assert min(fitted.history_["implicit_norm"]) > 0
+
+
+def test_weight_0_and_no_iterations_leave_the_outer_loop_out():
+    for settings in ({"bilevel_weight": 0}, {"max_iter": 0}):
+        imputer = quick(**settings).fit(X, Y)
+        assert "outer" not in imputer.history_
+        assert imputer.selected_ in ("base", "mae")
+
+
+def test_holdout_is_the_algorithm_without_confirmation():
+    imputer = quick(outer="holdout", curvature="hessian", inner_iter=1).fit(X, Y)
+    assert imputer.selected_ == "bilevel"
+    assert len(imputer._model["students"]) == 1
+
+
+@pytest.mark.parametrize("outer", ["imputed", "imputed_direct"])
+def test_naive_formulation_warns(outer):
+    with pytest.warns(UserWarning, match="write their labels"):
+        imputer = quick(outer=outer).fit(X, Y)
+    assert np.isfinite(imputer.predict(X)).all()
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian", "exact"])
+def test_curvatures_are_solved(curvature):
+    imputer = quick(curvature=curvature, student_hidden_layer_sizes=(4,)).fit(X, Y)
+    if curvature == "exact":
+        assert max(imputer.history_["cg_residual"]) < 1e-8
+    assert np.isfinite(imputer.history_["cosine"]).all()
+
+
+class Recorder:
+    """Keeps a fitted estimator of every iteration, and stops after some."""
+
+    def __init__(self, n_tasks):
+        self.n_tasks, self.seen = n_tasks, []
+
+    def setup(self, estimator, context): ...
+    def on_fit_task_begin(self, estimator, context): ...
+    def teardown(self, estimator, context): ...
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+        if context.task_name == "iteration":
+            self.seen.append(fitted_estimator)
+        return len(self.seen) == self.n_tasks
+
+
+def test_callback_sees_every_iteration_as_a_fitted_imputer_and_stops():
+    recorder = Recorder(2)
+    quick(outer="holdout").set_callbacks(recorder).fit(X, Y)
+    assert [seen.n_iter_ for seen in recorder.seen] == [1, 2]
+    first, second = (seen.predict(X) for seen in recorder.seen)
+    assert not np.array_equal(first, second)
+    # What a callback sees is what a fit of as many iterations gives.
+    assert_array_equal(quick(outer="holdout", max_iter=2).fit(X, Y).predict(X), second)
+
+
+# With scikit-learn
+
+
+def test_it_drops_into_a_pipeline_a_search_and_cross_validation():
+    model = make_pipeline(quick(), StandardScaler(), Ridge())
+    assert cross_val_score(model, X, Y, cv=3).mean() > 0.35
+    search = GridSearchCV(quick(max_iter=0), {"base": ["mean", "gaussian"]}, cv=2).fit(X, FEW)
+    assert set(search.best_params_) == {"base"}
+    assert cross_val_score(quick(BilevelRegressor), X, Y, cv=3).mean() > 0.3
+
+
+def test_cross_fitted_rows_are_imputed_by_models_of_other_folds():
+    imputer = quick(cross_fit=3, add_indicator=True, max_iter=0, tilt=None)
+    crossed = imputer.fit_transform(X, Y)
+    whole = imputer.transform(X)
+    assert crossed.shape == whole.shape
+    assert_array_equal(crossed[:, :10][OBSERVED], X[OBSERVED])
+    assert_array_equal(crossed[:, 10:], whole[:, 10:])
+    differs = crossed[:, :10] != whole[:, :10]
+    assert differs[~OBSERVED].mean() > 0.9
+    # A row has no part in its own imputation.
+    moved = X.copy()
+    moved[0, OBSERVED[0]] = 0.01
+    again = clone(imputer).fit_transform(moved, Y)
+    same = (again[:, :10] == crossed[:, :10]).all(axis=1)
+    folds = np.flatnonzero(~same)
+    assert len(folds) < 0.75 * len(X)
+
+
+def test_failed_fit_leaves_the_imputer_as_it_was(fitted):
+    before = fitted.transform(X)
+    with pytest.raises(ValueError, match="y has"):
+        fitted.fit(X, Y[:3])
+    assert_array_equal(fitted.transform(X), before)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("base", "median"),
+        ("tilt", "z"),
+        ("outer", "train"),
+        ("n_folds", 1),
+        ("curvature", "identity"),
+        ("mask_ratio", 1.0),
+        ("feature_dropout", -0.1),
+        ("cross_fit", 1),
+        ("student_iter", 0),
+    ],
+)
+def test_wrong_parameters_are_named(parameter, value):
+    with pytest.raises(ValueError, match=f"'{parameter}' parameter"):
+        quick(**{parameter: value}).fit(X, Y)
+
+
+def test_nothing_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick().fit(X, Y).transform(X)
