@@ -12,13 +12,24 @@ from skbilevel.estimators.shadow_targets import (
     RIDGE,
     column_target,
     free_loss,
+    mask_fits,
     most_rows,
     outcome_target,
     target_columns,
 )
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.normal import NormalParameters
-from skbilevel.objectives.shadow_tilt import ShadowTarget, capped, losses, objective, tilt_of
+from skbilevel.objectives.shadow_tilt import (
+    ShadowTarget,
+    capped,
+    losses,
+    mask_agreement,
+    objective,
+    stacked,
+    tilt_of,
+    unopposed,
+)
+from skbilevel.solvers.result import SolverResult
 from skbilevel.solvers.tilt import Rule, learn_tilt
 
 # Deviations of the prior: of what all columns share, and the candidates for that of each.
@@ -43,6 +54,13 @@ class TiltFit:
         Of each target in nats: by the tilt, before it was accepted or not, and by free indicators.
     kept : ndarray of shape (t,), bool
         Targets that counted.
+    gain_per_target : float
+        Mean of the capped gains of the targets that counted, under the narrow prior: callers who
+        lose more by a false tilt may ask for more of it.
+    evidence : float
+        For a tilt against none, in nats.
+    agreement : float
+        Of the tilt with the mask, at most 1.
     """
 
     tilt: np.ndarray
@@ -51,6 +69,15 @@ class TiltFit:
     gains: np.ndarray
     free_gains: np.ndarray
     kept: np.ndarray
+    gain_per_target: float = 0.0
+    evidence: float = 0.0
+    agreement: float = 0.0
+
+    @property
+    def signs(self) -> np.ndarray:
+        """1 where larger values are missing more often, -1 where smaller ones are, 0 where nothing
+        is known."""
+        return np.sign(self.tilt)
 
 
 @single_thread()
@@ -80,7 +107,7 @@ def fit_tilt(
     rule : Rule, optional
     """
     columns = [] if targets == "y" else target_columns(Z)
-    if targets != "shadow" and y is not None:
+    if targets != "shadow" and y is not None and not np.isnan(y).any(axis=1).all():
         columns = [*columns, -1]
     n_columns = Z.shape[1]
     active = np.isnan(Z).sum(axis=0) >= _FEWEST_MISSING
@@ -88,21 +115,25 @@ def fit_tilt(
         none = np.zeros(len(columns))
         return TiltFit(np.zeros(n_columns), False, columns, none, none, none > 0)
     Z, y = _thinned(Z, y, most_rows(n_columns, len(columns)), rng)
-    found, free = [], []
-    for column in columns:
-        own, missing = _target(Z, y, column, parameters, rng)
-        found.append(own)
-        free.append(free_loss(own, missing))
-    return _learnt(found, torch.stack(free), torch.from_numpy(active), columns, rule or Rule())
+    found = [_target(Z, y, column, parameters, rng) for column in columns]
+    free = torch.stack([free_loss(target) for target in found])
+    fits = mask_fits(Z, list(np.flatnonzero(active)), parameters)
+    return _learnt(stacked(found), free, fits, active, columns, rule or Rule())
 
 
 def _learnt(
-    targets: list[ShadowTarget], free: Tensor, active: Tensor, columns: list[int], rule: Rule
+    targets: ShadowTarget,
+    free: Tensor,
+    fits: Tensor,
+    active: np.ndarray,
+    columns: list[int],
+    rule: Rule,
 ) -> TiltFit:
+    is_active = torch.from_numpy(active)
     at_random = losses(targets, torch.zeros(len(active), dtype=torch.float64), RIDGE)
 
     def tilt(theta: Tensor, own: float) -> Tensor:
-        return tilt_of(theta, _SHARED, own) * active
+        return tilt_of(theta, _SHARED, own) * is_active
 
     def gains(theta: Tensor, own: float) -> Tensor:
         return at_random - losses(targets, tilt(theta, own), RIDGE)
@@ -113,15 +144,31 @@ def _learnt(
     def counted(gained: Tensor) -> Tensor:
         return capped(gained, _CAP)
 
-    found = learn_tilt(of_theta, gains, counted, at_random - free, len(active) + 1, rule)
+    def agreement(theta: Tensor, own: float) -> float:
+        return float(mask_agreement(tilt(theta, own)[is_active], fits))
+
+    free_gains = at_random - free
+    found = learn_tilt(of_theta, gains, counted, agreement, free_gains, len(active) + 1, rule)
     outer = found.outer
+    learnt = tilt(torch.from_numpy(outer.theta), outer.width)
+    learnt[is_active] = unopposed(learnt[is_active], fits)
+    return _report(found, learnt.numpy(), free_gains.numpy(), columns)
+
+
+def _report(
+    found: SolverResult, tilt: np.ndarray, free_gains: np.ndarray, columns: list[int]
+) -> TiltFit:
+    outer, support = found.outer, found.outer.support
     return TiltFit(
-        tilt(torch.from_numpy(outer.theta), outer.width).numpy(),
-        outer.is_accepted,
-        columns,
-        found.inner.numpy(),
-        (at_random - free).numpy(),
-        outer.kept,
+        tilt=tilt,
+        is_accepted=outer.is_accepted,
+        columns=columns,
+        gains=found.inner.numpy(),
+        free_gains=free_gains,
+        kept=outer.kept,
+        gain_per_target=support.gain_per_target,
+        evidence=support.evidence,
+        agreement=support.agreement,
     )
 
 
@@ -131,17 +178,11 @@ def _target(
     column: int,
     parameters: NormalParameters,
     rng: np.random.RandomState,
-) -> tuple[ShadowTarget, Tensor]:
-    """The target, and what is missing of the columns that predict it."""
-    if column < 0:
-        assert y is not None
-        rows, others = ~np.isnan(y).any(axis=1), np.ones(Z.shape[1], dtype=bool)
-        target = outcome_target(Z, y, parameters, rng)
-    else:
-        rows, others = ~np.isnan(Z[:, column]), np.arange(Z.shape[1]) != column
-        target = column_target(Z, column, parameters, rng)
-    missing = np.isnan(Z[rows][:, others]).astype(np.float64)
-    return target, torch.from_numpy(missing)
+) -> ShadowTarget:
+    if column >= 0:
+        return column_target(Z, column, parameters, rng)
+    assert y is not None
+    return outcome_target(Z, y, parameters, rng)
 
 
 def _thinned(

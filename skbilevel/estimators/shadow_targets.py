@@ -15,7 +15,7 @@ from torch import Tensor
 from skbilevel.numerics.masked_inverse import embedded
 from skbilevel.numerics.row_groups import row_block, slices
 from skbilevel.objectives.normal import NormalParameters, Precision, condition, precision
-from skbilevel.objectives.shadow_tilt import ShadowTarget, held_out_loss
+from skbilevel.objectives.shadow_tilt import ShadowTarget, held_out_loss, mask_fit
 
 # A column serves as target where more than this share of its cells is observed.
 _LEAST_OBSERVED = 0.4
@@ -70,20 +70,15 @@ def column_target(
 ) -> ShadowTarget:
     """A column on the rows where it is observed, which are conditioned without it."""
     rows = Z[~np.isnan(Z[:, column])]
-    values = rows[:, column].copy()
+    values = rows[:, [column]]
     blind = rows.copy()
     blind[:, column] = np.nan
     law = conditional_law(blind, precision(parameters))
-    others = np.arange(Z.shape[1]) != column
-    covariance = law.covariance[:, others]
+    law.mean[:, column] = 0.0
     # The column itself is observed: no mechanism has hidden it.
-    covariance[:, :, column] = 0.0
-    return ShadowTarget(
-        law.mean[:, others],
-        covariance,
-        torch.from_numpy(values).unsqueeze(1),
-        folds(len(rows), rng),
-    )
+    law.covariance[:, column] = 0.0
+    law.covariance[:, :, column] = 0.0
+    return _by_fold(law, values, rng)
 
 
 def outcome_target(
@@ -91,19 +86,38 @@ def outcome_target(
 ) -> ShadowTarget:
     """y (n, q), about standardised and NaN where there is no label, on the labelled rows."""
     labelled = ~np.isnan(y).any(axis=1)
-    law = conditional_law(Z[labelled], precision(parameters))
-    values = torch.from_numpy(y[labelled])
-    return ShadowTarget(*law, values, folds(int(labelled.sum()), rng))
+    return _by_fold(conditional_law(Z[labelled], precision(parameters)), y[labelled], rng)
 
 
-def folds(n_rows: int, rng: np.random.RandomState) -> Tensor:
-    """Folds of even sizes in random order, (f, n), 1 for the rows of each."""
-    fold = rng.permutation(np.arange(n_rows) % N_FOLDS)
-    return torch.from_numpy((fold == np.arange(N_FOLDS)[:, np.newaxis]).astype(np.float64))
+def folds(n_rows: int, rng: np.random.RandomState) -> np.ndarray:
+    """Rows of each fold in random order, (f, b); short ones are filled up with n."""
+    n_filled = -(-n_rows // N_FOLDS) * N_FOLDS
+    order = np.append(rng.permutation(n_rows), np.full(n_filled - n_rows, n_rows))
+    return order.reshape(-1, N_FOLDS).T
 
 
-def free_loss(target: ShadowTarget, missing: Tensor) -> Tensor:
-    """Loss of untilted rows beside free indicators of what is ``missing``, (n, p): what any
-    mechanism, also one that goes by other columns, could tell."""
-    varying = missing[:, missing.std(0) > 0]
-    return held_out_loss(torch.cat([target.mean, varying], dim=1), target, RIDGE)
+def _by_fold(law: Law, values: np.ndarray, rng: np.random.RandomState) -> ShadowTarget:
+    rows = torch.from_numpy(folds(len(values), rng).copy())
+    parts = (*law, torch.from_numpy(values), torch.ones(len(values), 1, dtype=torch.float64))
+    return ShadowTarget(*(torch.cat([part, 0 * part[:1]])[rows] for part in parts))
+
+
+def free_loss(target: ShadowTarget) -> Tensor:
+    """Loss of untilted rows beside free indicators of what is missing: what any mechanism, also
+    one that goes by other columns, could tell."""
+    missing = (target.covariance.diagonal(dim1=-2, dim2=-1) != 0).double()
+    n_missing = missing.sum((0, 1))
+    varying = missing[..., (n_missing > 0) & (n_missing < target.present.sum())]
+    return held_out_loss(torch.cat([target.mean, varying], dim=-1), target, RIDGE)
+
+
+def mask_fits(Z: np.ndarray, columns: list[int], parameters: NormalParameters) -> Tensor:
+    """Eq. (8) for every column: what is told of its mask by its prediction, and by all, (k, 2)."""
+    model = precision(parameters)
+    fits = []
+    for column in columns:
+        missing = torch.from_numpy(np.isnan(Z[:, column]).astype(np.float64))
+        blind = Z.copy()
+        blind[:, column] = np.nan
+        fits.append(mask_fit(missing, conditional_law(blind, model).mean, column))
+    return torch.stack(fits)

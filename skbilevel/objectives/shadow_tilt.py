@@ -37,6 +37,16 @@ No target may decide alone, and harm to any counts in full ::
     gamma_j = sigma theta_0 + tau theta_j                                         (6)
     J(theta) = - sum_t phi(g_t) + |theta|^2 / 2                                   (7)
 
+The mask itself must not contradict the tilt. With odds exp(a_j + gamma_j x_j), what other columns
+know of the mask m_j of a column (1 = missing) goes through x_j: a line in e_j, the column as
+predicted from the others, fits m_j about as well as all predicted columns do, and rises where
+gamma_j > 0. Where other columns drive the mask it fits less, and where nothing does, it fits as
+badly as any other direction. Over all columns ::
+
+    r_j = corr(m_j, e_j),   R_j^2 = that of m_j on all columns predicted without x_j   (8)
+    agreement = sum_j gamma_j r_j |r_j| / sum_j |gamma_j| R_j^2                        (9)
+    gamma_j <- 0 where gamma_j r_j < 0                                                 (10)
+
 The students of (2) are solved exactly, so that the gradient of (7) through the solution is the
 implicit gradient of the bilevel problem.
 
@@ -51,61 +61,74 @@ from torch import Tensor
 
 # Of eq. (3), which keeps a target that is predicted to the last digit from being all.
 _FLOOR = 1e-3
+# Of what does not vary, 0 is known rather than 0 / 0.
+_TINY = 1e-30
 
 
 class ShadowTarget(NamedTuple):
-    """A target and the rows that predict it.
+    """A target and the rows that predict it, or a stack of targets.
+
+    Rows are laid out by fold; the short folds are filled up with rows of zeros.
 
     Attributes
     ----------
-    mean : Tensor of shape (n, p)
-        E of the predicting columns, conditioned without the target.
-    covariance : Tensor of shape (n, p, d)
-        Rows of C of the predicting columns; 0 in the column of the target.
-    values : Tensor of shape (n, q)
+    mean : Tensor of shape (..., f, b, d)
+        E of the predicting columns, conditioned without the target; 0 in the column of the target.
+    covariance : Tensor of shape (..., f, b, d, d)
+        C of them; 0 in row and column of the target.
+    values : Tensor of shape (..., f, b, q)
         The target, about standardised.
-    folds : Tensor of shape (f, n)
-        1 for the rows of each fold, else 0.
+    present : Tensor of shape (..., f, b, 1)
+        1 for a row, 0 for a filler: also the predictor whose coefficient is the intercept.
     """
 
     mean: Tensor
     covariance: Tensor
     values: Tensor
-    folds: Tensor
+    present: Tensor
+
+
+def stacked(targets: list[ShadowTarget]) -> ShadowTarget:
+    """Targets in one, (t, f, b, ...), with as many filler rows and zero values as that takes."""
+    n_rows, n_values = (max(target.values.shape[k] for target in targets) for k in (-2, -1))
+
+    def part(k: int) -> Tensor:
+        first = targets[0][k]
+        shape = [len(targets), first.shape[0], n_rows, *first.shape[2:]]
+        if k == ShadowTarget._fields.index("values"):
+            shape[-1] = n_values
+        whole = first.new_zeros(shape)
+        for own, target in zip(whole, targets, strict=True):
+            own[tuple(slice(size) for size in target[k].shape)] = target[k]
+        return whole
+
+    return ShadowTarget(*map(part, range(4)))
 
 
 def tilted_rows(mean: Tensor, covariance: Tensor, tilt: Tensor) -> Tensor:
-    """Eq. (1): (n, p)."""
+    """Eq. (1): (..., d)."""
     return mean + covariance @ tilt
 
 
-def students(predictors: Tensor, target: ShadowTarget, ridge: float) -> Tensor:
-    """Eq. (2) for every fold, from predictors (n, p): (f, p + 1, q), the intercept last."""
-    rows = _with_intercept(predictors)
-    grams = torch.einsum("fn,ni,nj->fij", target.folds, rows, rows)
-    moments = torch.einsum("fn,ni,nj->fij", target.folds, rows, target.values)
-    ridges = ridge * torch.eye(rows.shape[1], dtype=rows.dtype)
-    return torch.linalg.solve(grams.sum(0) - grams + ridges, moments.sum(0) - moments)
+def students(rows: Tensor, target: ShadowTarget, ridge: float) -> Tensor:
+    """Eq. (2) for every fold, from rows (..., f, b, p): (..., f, p, q)."""
+    grams, moments = rows.mT @ rows, rows.mT @ target.values
+    ridges = ridge * torch.eye(rows.shape[-1], dtype=rows.dtype)
+    others = grams.sum(-3, keepdim=True) - grams + ridges
+    return torch.linalg.solve(others, moments.sum(-3, keepdim=True) - moments)
 
 
 def held_out_loss(predictors: Tensor, target: ShadowTarget, ridge: float) -> Tensor:
-    """Eq. (3) in nats, from predictors (n, p)."""
-    by_fold = torch.einsum(
-        "ni,fij->fnj", _with_intercept(predictors), students(predictors, target, ridge)
-    )
-    predicted = torch.einsum("fn,fnj->nj", target.folds, by_fold)
-    n_rows = len(predictors)
-    return n_rows / 2 * ((target.values - predicted).square().sum() / n_rows + _FLOOR).log()
+    """Eq. (3) in nats, from predictors (..., f, b, p): (...)."""
+    rows = torch.cat([predictors, target.present], dim=-1)
+    residual = target.values - rows @ students(rows, target, ridge)
+    n_rows = target.present.sum((-3, -2, -1))
+    return n_rows / 2 * (residual.square().sum((-3, -2, -1)) / n_rows + _FLOOR).log()
 
 
-def losses(targets: list[ShadowTarget], tilt: Tensor, ridge: float) -> Tensor:
+def losses(targets: ShadowTarget, tilt: Tensor, ridge: float) -> Tensor:
     """Eq. (3) of every target for a tilt (d,)."""
-    return torch.stack(
-        [
-            held_out_loss(tilted_rows(target.mean, target.covariance, tilt), target, ridge)
-            for target in targets
-        ]
-    )
+    return held_out_loss(tilted_rows(targets.mean, targets.covariance, tilt), targets, ridge)
 
 
 def capped(gains: Tensor, cap: float) -> Tensor:
@@ -124,5 +147,22 @@ def objective(gains: Tensor, theta: Tensor, cap: float) -> Tensor:
     return theta.square().sum() / 2 - capped(gains, cap).sum()
 
 
-def _with_intercept(predictors: Tensor) -> Tensor:
-    return torch.cat([predictors, predictors.new_ones(len(predictors), 1)], dim=1)
+def mask_fit(missing: Tensor, predicted: Tensor, column: int) -> Tensor:
+    """Eq. (8) from m_j (n,) and all columns (n, d), predicted without x_j: r_j and R_j^2."""
+    m, others = missing - missing.mean(), predicted - predicted.mean(0)
+    e = others[:, column]
+    correlation = e @ m / ((e @ e) * (m @ m) + _TINY).sqrt()
+    solution = torch.linalg.lstsq(others, m[:, None], driver="gelsd").solution[:, 0]
+    return torch.stack([correlation, (others @ solution) @ m / (m @ m + _TINY)])
+
+
+def mask_agreement(tilt: Tensor, fits: Tensor) -> Tensor:
+    """Eq. (9) of a tilt (k,) whose columns have the fits (k, 2)."""
+    by_line, by_all = fits.unbind(1)
+    told = (tilt * by_line * by_line.abs()).sum()
+    return told / ((tilt.abs() * by_all).sum() + _TINY)
+
+
+def unopposed(tilt: Tensor, fits: Tensor) -> Tensor:
+    """Eq. (10) of a tilt (k,) whose columns have the fits (k, 2)."""
+    return torch.where(tilt * fits[:, 0] < 0, 0.0, tilt)

@@ -2,9 +2,19 @@
 
 The solver sees the objective of an outer vector and the gains of targets as callables. Targets
 that a free alternative explains much better than the tilt are dropped, and it is learnt again
-without them. What remains has to be worth it, on average and for most targets; else the answer is
-no tilt. All this is decided under a narrow prior. A wide one fits whatever drives the mask; only
-once a tilt is believed may it take the place of the narrow one, if the objective says so.
+without them. What remains has to be worth it, on average and for most targets; it has to be
+evident, whatever the number of outer variables; and it has to agree with what it was not learnt
+from. Else the answer is no tilt. All this is decided under a narrow prior. A wide one fits
+whatever drives the mask; only once a tilt is believed may it take the place of the narrow one, if
+the evidence says so.
+
+The evidence is that of Laplace, log of the ratio of marginal likelihoods with and without a tilt,
+where J is the objective, which holds a standard normal prior of theta and is 0 without a tilt ::
+
+    -J(theta) - 1/2 log det J''(theta)
+
+If gains were log-likelihood ratios, evidence above log(1/p) would turn up without a tilt with a
+probability below p, for any number of targets and outer variables (Markov's inequality).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +32,8 @@ from skbilevel.solvers.result import SolverResult
 Objective = Callable[[Tensor, float, Tensor], Tensor]
 # (theta, width) -> gains (t,) in nats
 Gains = Callable[[Tensor, float], Tensor]
+# (theta, width) -> how well that agrees with what it is not learnt from, at most 1
+Agreement = Callable[[Tensor, float], float]
 
 
 @dataclass(frozen=True)
@@ -36,9 +48,13 @@ class Rule:
         Nats per target, each capped, that a tilt needs.
     least_share : float
         Share of the targets that have to gain.
-    free_gain : float
+    least_evidence : float
+        Nats that a tilt needs.
+    least_agreement : float
+        That a tilt needs.
+    free_gain, free_share : float
         A target is dropped if the free alternative gains more nats than this on it, and the tilt
-        less than half as much.
+        less than ``free_share`` as much.
     max_rounds : int
         Of dropping.
     max_iter : int
@@ -48,9 +64,31 @@ class Rule:
     widths: Sequence[float] = (0.5, 1.5)
     least_gain: float = 1.5
     least_share: float = 0.6
+    least_evidence: float = 4.0
+    least_agreement: float = 1 / 3
     free_gain: float = 4.0
+    free_share: float = 1 / 3
     max_rounds: int = 3
     max_iter: int = 40
+
+
+class Support(NamedTuple):
+    """What speaks for a tilt; all 0 where every target was dropped.
+
+    Attributes
+    ----------
+    gain_per_target : float
+        Nats, each capped, of the kept targets.
+    share : float
+        Of the kept targets that gain.
+    evidence : float
+    agreement : float
+    """
+
+    gain_per_target: float = 0.0
+    share: float = 0.0
+    evidence: float = 0.0
+    agreement: float = 0.0
 
 
 class Tilt(NamedTuple):
@@ -65,18 +103,22 @@ class Tilt(NamedTuple):
     kept : ndarray of shape (t,), bool
         Targets that were not dropped.
     is_accepted : bool
+    support : Support
+        On what that was decided, under the first width.
     """
 
     theta: np.ndarray
     width: float
     kept: np.ndarray
     is_accepted: bool
+    support: Support
 
 
 def learn_tilt(
     objective: Objective,
     gains: Gains,
     capped: Callable[[Tensor], Tensor],
+    agreement: Agreement,
     free_gains: Tensor,
     n_outer: int,
     rule: Rule,
@@ -85,7 +127,7 @@ def learn_tilt(
 
     Parameters
     ----------
-    objective, gains : callable
+    objective, gains, agreement : callable
     capped : callable
         What a gain counts for, (t,) to (t,).
     free_gains : Tensor of shape (t,)
@@ -106,19 +148,20 @@ def learn_tilt(
         best = _minimum(objective, rule.widths[0], kept, n_outer, rule.max_iter)
         history.append(best.value)
         gained = gains(best.theta, best.width).detach()
-        dropped = kept & (free_gains > rule.free_gain) & (gained < free_gains / 2)
+        dropped = kept & (free_gains > rule.free_gain) & (gained < rule.free_share * free_gains)
         if n_dropping == rule.max_rounds or not dropped.any():
             break
         kept = kept & ~dropped
-    accepted = _is_worth_it(gained[kept], capped, rule)
+    support = _support(best, gained[kept], capped, agreement)
+    accepted = _is_believed(support, rule)
     if accepted:
         wider = (
             _minimum(objective, width, kept, n_outer, rule.max_iter) for width in rule.widths[1:]
         )
-        best = min((best, *wider), key=lambda found: found.value)
+        best = max((best, *wider), key=lambda found: found.evidence)
         gained = gains(best.theta, best.width).detach()
     theta = best.theta.numpy() if accepted else np.zeros(n_outer)
-    tilt = Tilt(theta, best.width, kept.numpy(), accepted)
+    tilt = Tilt(theta, best.width, kept.numpy(), accepted, support)
     return SolverResult(gained, tilt, {"objective": history}, best.n_iter, best.converged)
 
 
@@ -126,6 +169,7 @@ class _Minimum(NamedTuple):
     value: float
     theta: Tensor
     width: float
+    evidence: float
     n_iter: int
     converged: bool
 
@@ -147,11 +191,29 @@ def _minimum(
         options={"maxiter": max_iter},
     )
     theta = torch.from_numpy(found.x)
-    return _Minimum(float(found.fun), theta, width, int(found.nit), bool(found.success))
+    hessian = torch.autograd.functional.hessian(lambda x: objective(x, width, kept), theta)
+    evidence = -float(found.fun) - _half_log_det(hessian)
+    return _Minimum(float(found.fun), theta, width, evidence, int(found.nit), bool(found.success))
 
 
-def _is_worth_it(gained: Tensor, capped: Callable[[Tensor], Tensor], rule: Rule) -> bool:
+def _half_log_det(hessian: Tensor) -> float:
+    # The prior alone has a curvature of 1. Less is that of capped gains, and no knowledge.
+    return float(torch.linalg.eigvalsh(hessian).clamp(min=1).log().sum()) / 2
+
+
+def _support(
+    found: _Minimum, gained: Tensor, capped: Callable[[Tensor], Tensor], agreement: Agreement
+) -> Support:
     if len(gained) == 0:
-        return False
-    enough = float(capped(gained).sum()) >= rule.least_gain * len(gained)
-    return enough and float((gained > 0).double().mean()) >= rule.least_share
+        return Support()
+    return Support(
+        float(capped(gained).mean()),
+        float((gained > 0).double().mean()),
+        found.evidence,
+        agreement(found.theta, found.width),
+    )
+
+
+def _is_believed(support: Support, rule: Rule) -> bool:
+    least = (rule.least_gain, rule.least_share, rule.least_evidence, rule.least_agreement)
+    return all(value >= bound for value, bound in zip(support, least, strict=True))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import expit
 from sklearn.datasets import load_diabetes
 
@@ -13,6 +13,7 @@ from skbilevel.estimators.shadow_targets import conditional_law
 from skbilevel.numerics.observed import mean_and_deviation
 from skbilevel.objectives.normal import NormalParameters, precision
 from skbilevel.objectives.shadow_tilt import tilted_rows
+from skbilevel.solvers.tilt import Rule
 from tests.reference.gaussian import naive_expectation
 
 
@@ -23,7 +24,13 @@ def case(mask, seed=0, signs=1.0):
     order = rng.permutation(len(X))
     X, y = X[order], y[order]
     X = (X - X.mean(axis=0)) / X.std(axis=0)
-    odds = {"soft": 2 * signs * X - 0.6, "mcar": np.full(X.shape, -0.4)}[mask]
+    by_others = np.tile(4 * X[:, [2]], 10)
+    by_others[:, 2:4] = -99.0
+    odds = {
+        "soft": 2 * signs * X - 0.6,
+        "mcar": np.full(X.shape, -0.4),
+        "by column 2": by_others,
+    }[mask]
     incomplete = np.where(rng.random(X.shape) < expit(odds), np.nan, X)
     center, scale = mean_and_deviation(incomplete)
     return (X - center) / scale, (incomplete - center) / scale, (y - y.mean()) / y.std()
@@ -70,24 +77,51 @@ def test_signs_may_differ_by_column():
     assert rmse(complete, Z, parameters, fit.tilt) < rmse(complete, Z, parameters, 0 * fit.tilt)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_nothing_is_learnt_where_cells_are_missing_completely_at_random(seed):
-    _, Z, _ = case("mcar", seed)
+@pytest.mark.parametrize("mask", ["mcar", "by column 2"])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_nothing_is_learnt_where_cells_do_not_hide_themselves(mask, seed):
+    _, Z, _ = case(mask, seed)
     fit = learnt(Z, normal(Z))
     assert not fit.is_accepted
     assert_array_equal(fit.tilt, 0.0)
+    assert_array_equal(fit.signs, 0.0)
+    assert fit.agreement < 1 / 3
     assert len(fit.columns) == len(fit.gains) == len(fit.free_gains) == len(fit.kept) == 8
+
+
+def test_signs_turn_with_the_table_and_the_mask_can_veto():
+    _, Z, _ = case("soft")
+    parameters = normal(Z)
+    flipped = NormalParameters(-parameters.location, parameters.covariance)
+    ours, theirs = learnt(Z, parameters), learnt(-Z, flipped)
+    assert ours.is_accepted and theirs.is_accepted
+    assert_allclose(theirs.tilt, -ours.tilt, rtol=1e-6)
+    strict = Rule(least_agreement=ours.agreement + 1e-6)
+    vetoed = learnt(Z, parameters, rule=strict)
+    assert vetoed.gain_per_target == ours.gain_per_target > 2.5
+    assert not vetoed.is_accepted
 
 
 def test_outcome_is_a_target_like_the_others():
     _, Z, y = case("soft")
-    parameters = normal(Z)
     labels = np.where(np.arange(len(y)) < 300, y, np.nan)[:, np.newaxis]
-    both = learnt(Z, parameters, y=labels, targets="both")
+    both = learnt(Z, normal(Z), y=labels, targets="both")
     assert both.columns[-1] == -1 and len(both.columns) == 9
     assert both.is_accepted
-    only = learnt(Z, parameters, y=labels, targets="y")
-    assert only.columns == [-1]
+    none = learnt(Z, normal(Z, n_iter=3), y=np.full_like(labels, np.nan), targets="y")
+    assert none.columns == [] and not none.is_accepted
+
+
+def test_shuffled_outcome_tells_of_no_tilt_and_the_true_one_does():
+    """At most 5 % of shuffles, of which a third would pass by what they gain."""
+    _, Z, y = case("soft")
+    parameters, rng = normal(Z), np.random.default_rng(0)
+    y = y[:, np.newaxis]
+    real = learnt(Z, parameters, y=y, targets="y")
+    assert real.is_accepted and real.columns == [-1]
+    fits = [learnt(Z, parameters, y=rng.permutation(y), targets="y") for _ in range(40)]
+    assert sum(fit.is_accepted for fit in fits) <= 2
+    assert sum(fit.gain_per_target > 1.5 for fit in fits) > 40 / 3
 
 
 def test_column_with_few_missing_cells_has_no_tilt():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LinearRegression
 
 from skbilevel.estimators.shadow_targets import (
     N_FOLDS,
@@ -12,11 +13,12 @@ from skbilevel.estimators.shadow_targets import (
     conditional_law,
     folds,
     free_loss,
+    mask_fits,
     outcome_target,
     target_columns,
 )
 from skbilevel.objectives.normal import NormalParameters, precision
-from skbilevel.objectives.shadow_tilt import losses
+from skbilevel.objectives.shadow_tilt import losses, stacked
 from tests.reference.gaussian import condition
 
 LOCATION = np.array([0.2, -0.1, 0.0, 0.3])
@@ -30,6 +32,17 @@ def table(n_rows=50, seed=0, rate=0.4):
     rng = np.random.default_rng(seed)
     Z = rng.multivariate_normal(LOCATION, COVARIANCE, n_rows)
     return Z, np.where(rng.random(Z.shape) < rate, np.nan, Z)
+
+
+def rows_of(part, target):
+    """A part of a target by rows, without fillers, in the order of the folds."""
+    return part[target.present[..., 0] > 0]
+
+
+def in_order(part):
+    """The rows of a table in the order of `rows_of`, for the generator of `rng`."""
+    order = folds(len(part), rng())
+    return part[order[order < len(part)]]
 
 
 def rng():
@@ -56,20 +69,22 @@ def test_target_does_not_predict_itself(column):
     ours, theirs = (column_target(X, column, PARAMETERS, rng()) for X in (Z, other))
     assert_array_equal(ours.mean, theirs.mean)
     assert_array_equal(ours.covariance, theirs.covariance)
-    assert_array_equal(ours.values[:, 0], Z[seen, column])
-    assert_array_equal(theirs.values[:, 0], other[seen, column])
+    for target, table_ in ((ours, Z), (theirs, other)):
+        assert_array_equal(rows_of(target.values, target)[:, 0], in_order(table_[seen, column]))
 
 
 def test_target_rows_are_conditioned_on_the_other_columns_only():
     _, Z = table()
     target = column_target(Z, 1, PARAMETERS, rng())
-    rows, others = Z[~np.isnan(Z[:, 1])].copy(), [0, 2, 3]
+    rows, others = in_order(Z[~np.isnan(Z[:, 1])]), [0, 2, 3]
     rows[:, 1] = np.nan
-    for row, mean, covariance in zip(rows, target.mean, target.covariance, strict=True):
+    laws = (rows_of(part, target) for part in (target.mean, target.covariance))
+    for row, mean, covariance in zip(rows, *laws, strict=True):
         expected = condition(row, LOCATION, COVARIANCE)
-        assert_allclose(mean, expected[0][others], rtol=1e-10, atol=1e-12)
-        assert_allclose(covariance[:, others], expected[1][np.ix_(others, others)], atol=1e-12)
-        assert not covariance[:, 1].any()
+        assert_allclose(mean[others], expected[0][others], rtol=1e-10, atol=1e-12)
+        inner = np.ix_(others, others)
+        assert_allclose(covariance[inner], expected[1][inner], atol=1e-12)
+        assert mean[1] == 0 and not covariance[:, 1].any() and not covariance[1].any()
 
 
 def test_outcome_is_predicted_where_it_is_known():
@@ -78,10 +93,27 @@ def test_outcome_is_predicted_where_it_is_known():
     y[::3] = np.nan
     target = outcome_target(Z, y, PARAMETERS, rng())
     labelled = ~np.isnan(y[:, 0])
-    law = conditional_law(Z[labelled], precision(PARAMETERS))
-    assert_array_equal(target.values, y[labelled])
-    assert_array_equal(target.mean, law.mean)
-    assert_array_equal(target.covariance, law.covariance)
+    law = conditional_law(in_order(Z[labelled]), precision(PARAMETERS))
+    assert_array_equal(rows_of(target.values, target), in_order(y[labelled]))
+    assert_allclose(rows_of(target.mean, target), law.mean, rtol=1e-12)
+    assert_allclose(rows_of(target.covariance, target), law.covariance, atol=1e-12)
+    short = target.present[..., 0] == 0
+    assert short.sum() == 2
+    assert not any(part[short].any() for part in target)
+
+
+def test_mask_is_told_without_the_column():
+    """Rows of the textbook conditional, and regressions of scikit-learn."""
+    _, Z = table(80)
+    fits = mask_fits(Z, [0, 2], PARAMETERS)
+    for column, fit in zip([0, 2], fits, strict=True):
+        blind = Z.copy()
+        blind[:, column] = np.nan
+        predicted = np.array([condition(row, LOCATION, COVARIANCE)[0] for row in blind])
+        missing = np.isnan(Z[:, column])
+        by_line = np.corrcoef(missing, predicted[:, column])[0, 1]
+        by_all = LinearRegression().fit(predicted, missing).score(predicted, missing)
+        assert_allclose(fit, [by_line, by_all], rtol=1e-8)
 
 
 def test_columns_with_the_most_observed_cells_serve():
@@ -93,10 +125,10 @@ def test_columns_with_the_most_observed_cells_serve():
 
 
 def test_folds_are_even_and_every_row_is_in_one():
-    parts = folds(23, rng()).numpy()
-    assert_array_equal(parts.sum(axis=0), 1)
-    assert sorted(parts.sum(axis=1)) == [4, 4, 5, 5, 5]
-    assert len(parts) == N_FOLDS
+    parts = folds(23, rng())
+    assert parts.shape == (N_FOLDS, 5)
+    assert_array_equal(np.sort(parts.ravel()), [*range(23), 23, 23])
+    assert sorted((parts < 23).sum(axis=1)) == [4, 4, 5, 5, 5]
 
 
 def test_right_tilt_makes_every_column_easier_to_predict():
@@ -108,14 +140,12 @@ def test_right_tilt_makes_every_column_easier_to_predict():
     gone = np.random.default_rng(4).random((8000, 3)) < odds / (1 + odds)
     Z = complete.copy()
     Z[:, :3][gone] = np.nan
-    targets = [column_target(Z, column, PARAMETERS, rng()) for column in range(4)]
+    targets = stacked([column_target(Z, column, PARAMETERS, rng()) for column in range(4)])
     tilt = torch.tensor([1.2, 1.2, 1.2, 0.0], dtype=torch.float64)
     at_random = losses(targets, 0 * tilt, RIDGE)
     assert (at_random - losses(targets, tilt, RIDGE) > 5).all()
     assert (at_random - losses(targets, -tilt, RIDGE) < -5).all()
     y = gone[:, :1].astype(float)
     told = outcome_target(Z, y, PARAMETERS, rng())
-    free = losses([told], 0 * tilt, RIDGE)[0] - free_loss(
-        told, torch.from_numpy(1.0 * np.isnan(Z))
-    )
+    free = losses(told, 0 * tilt, RIDGE) - free_loss(told)
     assert free > 1000

@@ -3,17 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LinearRegression
 
 from skbilevel.objectives.shadow_tilt import (
     ShadowTarget,
     capped,
     held_out_loss,
     losses,
+    mask_agreement,
+    mask_fit,
     objective,
+    stacked,
     students,
     tilt_of,
     tilted_rows,
+    unopposed,
 )
 from tests.problems import central_differences
 
@@ -25,32 +30,46 @@ def tensor(values):
 
 
 def targets(n_targets=3, n=40, d=4, n_folds=5, seed=0):
-    """Random rows with covariances that are 0 at observed cells; the last one has two columns."""
+    """Random rows with covariances that are 0 at observed cells; the last one has two columns.
+
+    Each target has a row more than the one before it, so that folds are of different sizes.
+    """
     rng = np.random.default_rng(seed)
     found = []
     for k in range(n_targets):
-        root = rng.normal(size=(n, d, d)) * (rng.random((n, d, 1)) < 0.5)
+        n_rows = n + k
+        root = rng.normal(size=(n_rows, d, d)) * (rng.random((n_rows, d, 1)) < 0.5)
         covariance = root @ root.transpose(0, 2, 1) / d
-        mean = rng.normal(size=(n, d))
+        mean = rng.normal(size=(n_rows, d))
         truth = mean + covariance @ np.array([0.8, 0.8, -0.4, 0.0])
         values = truth @ rng.normal(size=(d, 1 + (k == n_targets - 1)))
         values = values + 0.3 * rng.normal(size=values.shape)
-        fold = rng.permutation(np.arange(n) % n_folds)
-        folds = (fold == np.arange(n_folds)[:, np.newaxis]).astype(float)
-        found.append(ShadowTarget(*map(tensor, (mean, covariance, values, folds))))
+        n_per_fold = -(-n_rows // n_folds)
+        order = np.full(n_per_fold * n_folds, n_rows)
+        order[:n_rows] = rng.permutation(n_rows)
+        rows = order.reshape(n_per_fold, n_folds).T
+        parts = (mean, covariance, values, np.ones((n_rows, 1)))
+        filled = (np.concatenate([part, 0 * part[:1]])[rows] for part in parts)
+        found.append(ShadowTarget(*map(tensor, filled)))
     return found
 
 
 def loss_by_hand(target, tilt):
     """Eqs. (1) to (3), row by row and fold by fold."""
-    mean, covariance, values, folds = (part.numpy() for part in target)
-    rows = np.array([[*(e + c @ tilt), 1.0] for e, c in zip(mean, covariance, strict=True)])
+    folds = []
+    for mean, covariance, values, present in zip(*(part.numpy() for part in target), strict=True):
+        true = present[:, 0] > 0
+        moved = [e + c @ tilt for e, c in zip(mean[true], covariance[true], strict=True)]
+        folds.append((np.array([[*row, 1.0] for row in moved]), values[true]))
     total = 0.0
-    for fold in folds.astype(bool):
-        Z, t = rows[~fold], values[~fold]
+    for k, (own_rows, own_values) in enumerate(folds):
+        Z, t = (
+            np.concatenate([part[i] for j, part in enumerate(folds) if j != k]) for i in (0, 1)
+        )
         w = np.linalg.solve(Z.T @ Z + RIDGE * np.eye(Z.shape[1]), Z.T @ t)
-        total += ((values[fold] - rows[fold] @ w) ** 2).sum()
-    return len(rows) / 2 * np.log(total / len(rows) + 1e-3)
+        total += ((own_values - own_rows @ w) ** 2).sum()
+    n_rows = sum(len(rows) for rows, _ in folds)
+    return n_rows / 2 * np.log(total / n_rows + 1e-3)
 
 
 def objective_by_hand(problem, theta):
@@ -70,16 +89,17 @@ def test_loss_is_that_of_ridge_regressions_on_rows_that_they_have_not_seen():
             tilted_rows(target.mean, target.covariance, tensor(tilt)), target, RIDGE
         )
         assert ours.item() == pytest.approx(loss_by_hand(target, tilt), rel=1e-12)
-    stacked = losses(targets(), tensor(tilt), RIDGE)
-    assert_allclose(stacked, [loss_by_hand(target, tilt) for target in targets()], rtol=1e-12)
+    together = losses(stacked(targets()), tensor(tilt), RIDGE)
+    assert_allclose(together, [loss_by_hand(target, tilt) for target in targets()], rtol=1e-12)
 
 
 def test_student_of_a_fold_does_not_see_it():
     (target,) = targets(1)
-    before = students(target.mean, target, RIDGE)
-    own = target.folds[2] > 0
-    spoilt = target._replace(values=torch.where(own[:, None], 1e3, target.values))
-    after = students(target.mean, spoilt, RIDGE)
+    rows = torch.cat([target.mean, target.present], dim=-1)
+    before = students(rows, target, RIDGE)
+    spoilt = target.values.clone()
+    spoilt[2] = 1e3
+    after = students(rows, target._replace(values=spoilt), RIDGE)
     assert_allclose(after[2], before[2], rtol=1e-6)
     assert (after[[0, 1, 3, 4]] - before[[0, 1, 3, 4]]).abs().amax(dim=(1, 2)).min() > 1
 
@@ -90,8 +110,8 @@ def test_gradient_is_that_of_students_that_are_solved_anew(seed):
     problem, theta = targets(seed=seed), np.random.default_rng(seed).normal(size=5)
 
     def ours(x):
-        at_random = losses(problem, torch.zeros(4).double(), RIDGE)
-        gains = at_random - losses(problem, tilt_of(x, SHARED, OWN), RIDGE)
+        at_random = losses(stacked(problem), torch.zeros(4).double(), RIDGE)
+        gains = at_random - losses(stacked(problem), tilt_of(x, SHARED, OWN), RIDGE)
         return objective(gains, x, CAP)
 
     x = tensor(theta).requires_grad_()
@@ -127,3 +147,34 @@ def test_gains_are_capped_and_harm_is_not():
     assert ((slope >= 0) & (slope <= 1)).all()
     small = capped(tensor([1e-9]), CAP)
     assert_allclose(small, 1e-9, rtol=1e-8)
+
+
+def test_mask_is_told_by_the_prediction_of_its_column_and_by_all_columns_as_in_scikit_learn():
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=(60, 3))
+    missing = (predicted @ [-1.0, 0.5, 0.0] + rng.normal(size=60) > 0).astype(float)
+    fit = mask_fit(tensor(missing), tensor(predicted), 0)
+    assert fit[0] == pytest.approx(np.corrcoef(missing, predicted[:, 0])[0, 1], rel=1e-12)
+    by_all = LinearRegression().fit(predicted, missing).score(predicted, missing)
+    assert fit[1] == pytest.approx(by_all, rel=1e-12)
+    assert_array_equal(mask_fit(tensor(np.ones(60)), tensor(predicted), 0), 0.0)
+
+
+def test_mask_that_hides_by_its_own_value_agrees_and_one_that_others_drive_does_not():
+    """The mask of x = 2 z_1 + z_2 + noise goes by x, or by z_3."""
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(20000, 3))
+    e = z @ [2.0, 1.0, 0.0]
+    x = e + rng.normal(size=20000)
+    predicted = tensor(np.column_stack([e, z]))
+    own, other = (
+        mask_fit(tensor((driver + rng.logistic(size=20000) > 0).astype(float)), predicted, 0)
+        for driver in (-x, 3 * z[:, 2])
+    )
+    agreements = [mask_agreement(tensor([tilt]), own[None]).item() for tilt in (-0.7, 0.7)]
+    assert_allclose(agreements, [1.0, -1.0], atol=0.01)
+    assert abs(mask_agreement(tensor([0.7]), other[None]).item()) < 0.01
+    both = torch.stack([own, other])
+    assert mask_agreement(tensor([-2.0, 0.0]), both).item() == pytest.approx(agreements[0])
+    assert_array_equal(unopposed(tensor([-0.7]), own[None]), -0.7)
+    assert_array_equal(unopposed(tensor([0.7]), own[None]), 0.0)
