@@ -4,9 +4,11 @@ The order of the random calls is part of each design, so that figures can be com
 called `observed` here and is True where a cell is OBSERVED.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -15,6 +17,8 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _FARTHEST = 8.0
+# Features of a day without the season, which a day before shares.
+_DAILY = 18
 
 
 class Table(NamedTuple):
@@ -83,6 +87,40 @@ def factor_linear() -> Table:
     r = RandomState(0)
     X = r.randn(1000, 3) @ r.randn(3, 12) + 0.3 * r.randn(1000, 12)
     return Table(X, X @ r.randn(12) / 3 + 0.3 * r.randn(1000))
+
+
+def hanoi(path: Path, n_days: int = 1) -> dict[str, Array]:
+    """Next-day PM2.5 of stations: "X" and "y" by part, "train" and "test".
+
+    Features are the 20 of a day, followed by those of ``n_days - 1`` days before it; the target is
+    the same station's concentration a day later, NaN where that day is not listed.
+    """
+    frame = pd.read_csv(path)
+    frame["time"] = pd.to_datetime(frame["time"])
+    frame = frame.sort_values(["ID", "time"]).reset_index(drop=True)
+    angle = 2 * np.pi * frame["WDIR"] / 360
+    season = 2 * np.pi * frame["time"].dt.dayofyear / 365
+    plain = ["pm25", "lat", "lon", "SQRT_SEA_DEM_LAT", "WSPD"]
+    other = ["TMP", "TX", "TN", "TP", "RH", "PRES2M", "CO_column_number_density", "Cloud"]
+    other += ["NO2_column_number_density", "O3_column_number_density", "absorbing_aerosol_index"]
+    features = np.column_stack(
+        [frame[plain], np.sin(angle), np.cos(angle), frame[other], np.sin(season), np.cos(season)]
+    )
+    where = {key: i for i, key in enumerate(zip(frame["ID"], frame["time"], strict=True))}
+
+    def shifted(values: Array, n: int) -> Array:
+        """Of the same station n days later."""
+        day = pd.Timedelta(days=n)
+        index = [where.get((key[0], key[1] + day), -1) for key in where]
+        found = values[np.array(index)].astype(float)
+        found[np.array(index) < 0] = np.nan
+        return found
+
+    X = np.hstack([features, *(shifted(features[:, :_DAILY], -n) for n in range(1, n_days))])
+    y = shifted(frame["pm25"].to_numpy(), 1)
+    train = (frame["time"] <= "2021-05-31").to_numpy()
+    test = (frame["time"] >= "2021-08-01").to_numpy() & ~np.isnan(y)
+    return {"X_train": X[train], "y_train": y[train], "X_test": X[test], "y_test": y[test]}
 
 
 def _bisected(score: Array, rate: float, low: float, n_steps: int) -> float:

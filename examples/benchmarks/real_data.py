@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bilevel_designs import Table
+from bilevel_designs import Table, synthetic_linear
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 
@@ -192,6 +192,33 @@ _BILEVEL: dict[str, tuple[Source, ...]] = {
 }
 
 
+def _california(path: Path) -> Table:
+    """3000 of its rows, in numbers per household."""
+    import pandas as pd  # noqa: PLC0415
+
+    frame = pd.read_csv(path).dropna()
+    for name in ("total_rooms", "total_bedrooms", "population"):
+        frame[name] /= frame["households"]
+    rows = np.random.RandomState(0).permutation(len(frame))[:3000]
+    names = "longitude latitude housing_median_age total_rooms total_bedrooms population"
+    X = frame[[*names.split(), "median_income"]].to_numpy(float)[rows]
+    return _with_target(X, frame["median_house_value"].to_numpy()[rows] / 1e5)
+
+
+def _banknote_with_class(path: Path) -> Table:
+    table = np.genfromtxt(path, delimiter=",", skip_header=1)
+    return _with_target(table[:, :4], table[:, 4], True)
+
+
+_TILT: dict[str, tuple[Source, ...]] = {
+    "diabetes": _BILEVEL["diabetes"],
+    "concrete": _BILEVEL["concrete"],
+    "california": (Source("california_housing.csv", _california, is_file=True),),
+    "red wine": _BILEVEL["red wine"],
+    "banknote": (Source("banknote.csv", _banknote_with_class, is_file=True),),
+}
+
+
 def _family(name: str, columns: list[int], folder: str) -> tuple[Source, ...]:
     """At most 400 rows of a keel set, drawn at random."""
 
@@ -240,6 +267,11 @@ def development_sets() -> dict[str, np.ndarray]:
 def bilevel_sets(data_dir: Path | None) -> dict[str, Table]:
     """The seven tables with a target of bilevel imputation: numbers, or classes as integers."""
     return _at_hand(_BILEVEL, data_dir)
+
+
+def tilt_sets(data_dir: Path | None) -> dict[str, Table]:
+    """The six tables of the tilt: five real ones and one that is linear by construction."""
+    return {"synthetic linear": synthetic_linear(), **_at_hand(_TILT, data_dir)}
 
 
 def _at_hand(sources: Sources, data_dir: Path | None) -> dict[str, np.ndarray]:

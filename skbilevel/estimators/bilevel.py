@@ -91,8 +91,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Steps of the teacher before, on its own loss.
     student_iter : int, default=300
         Steps of the students that predict.
-    n_students : int, default=3
-        Their number; outputs are averaged.
+    n_students : int, default=4
+        Their number; outputs are averaged. Every second one does not learn from the teacher, but
+        from labelled rows as they are: a guard against a teacher that is wrong.
     hidden_layer_sizes, student_hidden_layer_sizes : int or sequence of int, \
             default=(128, 128) and (32, 32)
         Widths of the hidden layers of the teacher and of a student, which also has a linear part;
@@ -207,7 +208,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         inner_iter: int = 3,
         pretrain_iter: int = 400,
         student_iter: int = 300,
-        n_students: int = 3,
+        n_students: int = 4,
         hidden_layer_sizes: int | Sequence[int] = (128, 128),
         student_hidden_layer_sizes: int | Sequence[int] = (32, 32),
         mask_ratio: str | float = "mix",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ def fit_bilevel(
     if target is None:
         return parts.fitted(selected, history, [])
     outer = _with_outer_loop(parts, selected, on_step)
-    students = outer.students or parts.students(rng.randint(2**31 - 1))
+    students = outer.students or parts.students()
     return parts.fitted(outer.selected, history | outer.history, students)
 
 
@@ -154,20 +155,23 @@ class _Parts:
             history,
         )
 
-    def students(
-        self, seed: int, index: np.ndarray | None = None, n_steps: int | None = None
-    ) -> list[Student]:
-        """Trained on the rows as the teacher imputes them."""
-        lectures = _lectures(self.room)
-        if index is not None:
-            lectures = lectures.at(torch.from_numpy(index))
-        rng = np.random.RandomState(seed)
-        steps = self.settings.student_steps if n_steps is None else n_steps
-        count = self.settings.n_students if index is None else 1
+    def students(self) -> list[Student]:
+        """Trained on the rows as the teacher imputes them; every second one on raw rows."""
+        lectures, settings = _lectures(self.room), self.settings
         return [
-            trained_student(lectures, self.settings.student_hidden, steps, rng)
-            for _ in range(count)
+            trained_student(each, settings.student_hidden, settings.student_steps, self.rng)
+            for _, each in zip(
+                range(settings.n_students), cycle([lectures, lectures.raw()]), strict=False
+            )
         ]
+
+    def student_of_rows(self, index: np.ndarray, seed: int) -> Student:
+        """Trained on some rows as the teacher imputes them."""
+        lectures, rng = (
+            _lectures(self.room).at(torch.from_numpy(index)),
+            np.random.RandomState(seed),
+        )
+        return trained_student(lectures, self.settings.student_hidden, _TO_CONFIRM_STEPS, rng)
 
 
 def _tilt(
@@ -328,7 +332,7 @@ def _confirming_losses(
     parts: _Parts, index: np.ndarray, confirming: np.ndarray, seed: int
 ) -> np.ndarray:
     """Loss of each confirming row by a student that was trained without them."""
-    (student,) = parts.students(seed, index, _TO_CONFIRM_STEPS)
+    student = parts.student_of_rows(index, seed)
     lessons = parts.room.lessons
     rows = lessons.rows.at(torch.from_numpy(confirming))
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from skbilevel.estimators.bilevel_target import Target
-from skbilevel.estimators.feature_dropout import dropout
+from skbilevel.estimators.feature_dropout import dropout, thinned
 from skbilevel.estimators.teacher_fit import BATCH_ROWS
 from skbilevel.estimators.tree_imputation import Forest, grown, new_forest
 from skbilevel.models.student import Student
@@ -122,6 +122,9 @@ class Lectures:
     feature_dropout : "empirical" or float
     ridge : float
         lambda.
+    are_raw : bool
+        Whether a student learns from labelled rows alone and as they are, without the teacher:
+        what it knows then does not depend on what was imputed.
     """
 
     rows: Rows
@@ -132,27 +135,33 @@ class Lectures:
     observed: np.ndarray
     feature_dropout: str | float
     ridge: float
+    are_raw: bool = False
 
     def at(self, index: Tensor) -> Lectures:
         """Some of the rows, with all masks to copy."""
-        return Lectures(
-            self.rows.at(index),
-            self.features[index],
-            self.outputs[index],
-            self.kind,
-            self.weights[index],
-            self.observed,
-            self.feature_dropout,
-            self.ridge,
+        return replace(
+            self,
+            rows=self.rows.at(index),
+            features=self.features[index],
+            outputs=self.outputs[index],
+            weights=self.weights[index],
         )
+
+    def raw(self) -> Lectures:
+        """The same rows without a teacher."""
+        return replace(self, weights=self.rows.labelled, are_raw=True)
 
     def batches(self, rng: np.random.RandomState) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and the cells that dropout leaves of them."""
         useful = np.flatnonzero(self.weights.numpy() > 0)
         order = torch.from_numpy(rng.permutation(useful))
         for batch in order.split(BATCH_ROWS):
-            kept = dropout(self.feature_dropout, self.observed, len(batch), rng)
-            yield batch, torch.from_numpy(kept.astype(np.float64))
+            yield batch, torch.from_numpy(self._kept(batch, rng).astype(np.float64))
+
+    def _kept(self, batch: Tensor, rng: np.random.RandomState) -> np.ndarray:
+        if self.are_raw:
+            return thinned(self.rows.mask[batch].numpy() > 0, rng)
+        return dropout(self.feature_dropout, self.observed, len(batch), rng)
 
     def loss(self, student: Student, batch: Tensor, kept: Tensor) -> Tensor:
         """Eq. (2) for some rows, by the student's own parameters."""
