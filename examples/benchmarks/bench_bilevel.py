@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from bilevel_designs import Split, Table, teacher_case
-from bilevel_peers import HEADS, IMPUTERS, boosted, masked_network, score
-from real_data import bilevel_sets
+from bilevel_designs import Split, Table, teacher_case, tilt_case
+from bilevel_peers import HEADS, IMPUTERS, boosted, masked_network, ridge_head, score
+from real_data import bilevel_sets, tilt_sets
 from record import circumstances
 from sklearn.base import clone
+from sklearn.impute import IterativeImputer
 
 from skbilevel import BilevelImputer, GaussianImputer
 
@@ -112,7 +114,90 @@ def _scores(case: Split, seed: int) -> Cell:
     }
 
 
-TABLES = {"imputation": imputation, "prediction": prediction}
+# Mechanism, rows, share of labels: the cells of the tilt, and the sets that each is about.
+_SIX = ("synthetic linear", "diabetes", "concrete", "california", "red wine", "banknote")
+TILT_CELLS = {
+    "soft": ("soft", 600, 0.1, _SIX),
+    "soft, all labels": ("soft", 360, 1.0, _SIX[:2] + _SIX[2:5]),
+    "alternating": ("alternating", 360, 0.1, _SIX[:3]),
+    "hard": ("hard", 600, 0.1, _SIX),
+    "MAR": ("mar", 360, 0.1, _SIX),
+    "MCAR": ("mcar", 360, 0.1, _SIX),
+}
+
+
+def tilt(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
+    """Self-masked values: error, and a ridge regression behind, paired with peers by seed."""
+    for name, (mechanism, n_train, rate, of) in TILT_CELLS.items():
+        for seed in seeds:
+            for which in (which for which in of if which in sets):
+
+                def run(
+                    case: Any = (sets[which], mechanism, seed, n_train, rate), seed: int = seed
+                ) -> Cell:
+                    return _behind(tilt_case(*case), seed)
+
+                cells.measure(f"tilt {name} {which} {seed}", run)
+
+
+def _behind(case: Split, seed: int) -> Cell:
+    rows, n, labelled = case.incomplete, case.n_train, np.flatnonzero(case.labelled)
+    bilevel = BilevelImputer(add_indicator=True, target_type=_type(case), random_state=seed)
+    contestants = {
+        "EM": GaussianImputer(add_indicator=True, random_state=seed),
+        "IterativeImputer": IterativeImputer(
+            max_iter=6, random_state=0, keep_empty_features=True, add_indicator=True
+        ),
+        "bilevel": bilevel,
+    }
+    cell: Cell = {}
+    for who, imputer in contestants.items():
+        labels = (case.labels(),) if who == "bilevel" else ()
+        imputed = imputer.fit(rows[:n], *labels).transform(rows)
+        predicted = ridge_head(imputed[labelled], case.y[labelled], imputed[n:])
+        cell[f"{who} rmse"] = round(case.error(imputed[n:, : rows.shape[1]]), 4)
+        cell[f"{who} score"] = score(case.y[n:], predicted)
+    trees = boosted(rows[labelled], case.y[labelled], seed=0)
+    cell["boosting score"] = score(case.y[n:], trees.predict(rows[n:]))
+    cell["student score"] = score(case.y[n:], bilevel.predict(rows[n:]))
+    cell["accepted"], cell["selected"] = bool(bilevel.tilt_accepted_), bilevel.selected_
+    return cell
+
+
+def teacher(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
+    """The outer loop of the teacher, with it and without, paired by seed."""
+    for which in ("diabetes", "boston", "concrete", "yeast"):
+        for mechanism, rate in (("mcar", 0.3), ("mnar", 0.15)):
+            for seed in seeds if which in sets else ():
+
+                def run(
+                    table: Table = sets[which],
+                    mechanism: str = mechanism,
+                    rate: float = rate,
+                    seed: int = seed,
+                ) -> Cell:
+                    case = teacher_case(table, mechanism, seed, 0.4, rate, 300)
+                    return {
+                        f"{what} {weight}": value
+                        for weight in (1.0, 0.0)
+                        for what, value in _with_weight(case, seed, weight).items()
+                    }
+
+                cells.measure(f"teacher {which} {mechanism} {seed}", run)
+
+
+def _with_weight(case: Split, seed: int, weight: float) -> Cell:
+    rows, n = case.incomplete, case.n_train
+    model = BilevelImputer(bilevel_weight=weight, target_type=_type(case), random_state=seed)
+    model.fit(rows[:n], case.labels())
+    return {
+        "student": score(case.y[n:], model.predict(rows[n:])),
+        "rmse": round(case.error(model.transform(rows[n:])), 4),
+        "selected": model.selected_,
+    }
+
+
+TABLES = {"imputation": imputation, "prediction": prediction, "tilt": tilt, "teacher": teacher}
 
 
 def main() -> None:
@@ -125,12 +210,12 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=Path("results/bilevel_cells.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sets = bilevel_sets(arguments.data_dir)
-    chosen = [name for name in arguments.sets.split(",") if name] or list(sets)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     print(json.dumps(circumstances()))
     for name in arguments.tables.split(","):
-        TABLES[name]({name: sets[name] for name in chosen}, seeds, Cells(arguments.cells))
+        sets = (tilt_sets if name == "tilt" else bilevel_sets)(arguments.data_dir)
+        chosen = [each for each in arguments.sets.split(",") if each in sets] or list(sets)
+        TABLES[name]({each: sets[each] for each in chosen}, seeds, Cells(arguments.cells))
 
 
 if __name__ == "__main__":

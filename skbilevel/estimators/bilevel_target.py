@@ -135,6 +135,8 @@ def _classes(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
         classes, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
         raise ValueError(f"y mixes classes that cannot be sorted: {error}") from error
+    # Labels beside None are Python objects; their classes need not be.
+    classes = np.array(classes.tolist())
     if classes.dtype.kind == "f" and np.isinf(classes).any():
         raise ValueError("Input y contains infinity or a value too large for dtype('float64').")
     if classes.dtype.kind == "f" and (classes != np.round(classes)).any():

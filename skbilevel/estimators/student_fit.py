@@ -53,7 +53,7 @@ class LabelBase(NamedTuple):
         rows = np.hstack([filled, missing])
         told = rows @ self.coefficients + self.intercept
         if self.forest is not None:
-            told += self.weight * (self.forest.predict(rows) - told)
+            told += self.weight * (self.forest.predict(rows).reshape(told.shape) - told)
         return _logits(told) if self.is_class else told
 
 
@@ -76,20 +76,22 @@ def fit_label_base(
     if labelled.sum() < _FEWEST_FOR_RIDGE:
         return constant, constant.outputs(filled, missing)
     rows, labels = np.hstack([filled, missing])[labelled], target.values[labelled]
+    # One target is a column to scikit-learn's linear models and trees, several are a table.
+    columns = labels if labels.shape[1] > 1 else labels[:, 0]
     folds = KFold(_N_FOLDS, shuffle=True, random_state=rng.randint(2**31 - 1))
 
     def unseen(model: Any) -> np.ndarray:
-        return cross_val_predict(model, rows, labels, cv=folds).reshape(labels.shape)
+        return cross_val_predict(model, rows, columns, cv=folds).reshape(labels.shape)
 
     ridge, weight, forest = RidgeCV(_ALPHAS), 0.0, None
     told = unseen(ridge)
-    ridge.fit(rows, labels)
+    ridge.fit(rows, columns)
     if has_trees:
         step = unseen(new_forest(_N_TREES, rng)) - told
         squares = float((step**2).sum())
         weight = float(np.clip((step * (labels - told)).sum() / squares, 0, 1)) if squares else 0.0
         told = told + weight * step
-        forest = grown(rows, labels, _N_TREES, rng) if weight else None
+        forest = grown(rows, columns, _N_TREES, rng) if weight else None
     coefficients = ridge.coef_.reshape(labels.shape[1], -1).T
     intercept = np.ravel(ridge.intercept_)
     base = LabelBase(coefficients, intercept, constant.is_class, weight, forest)
