@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Ranges of the share of cells that are dropped from a row, where each row has its own.
-_OF_LESSONS, _OF_RAW_ROWS = (0.1, 0.9), (0.0, 0.4)
+# Range of the share of cells that are hidden from a row, where each row has its own.
+_LEAST_HIDDEN, _MOST_HIDDEN = 0.1, 0.9
 # Cells that are held out to stop training and to weigh the base, of the observed ones.
 _HELD_OUT = 0.2
 
@@ -23,17 +23,10 @@ def at_rate(shape: tuple[int, int], rate: float, rng: np.random.RandomState) -> 
     return rng.random_sample(shape) >= rate
 
 
-def at_own_rates(
-    shape: tuple[int, int], bounds: tuple[float, float], rng: np.random.RandomState
-) -> np.ndarray:
-    """Every row has a rate of its own, between the bounds."""
-    rates = rng.uniform(*bounds, (shape[0], 1))
+def at_own_rates(shape: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
+    """Every row has a rate of its own, between a tenth and nine tenths."""
+    rates = rng.uniform(_LEAST_HIDDEN, _MOST_HIDDEN, (shape[0], 1))
     return rng.random_sample(shape) >= rates
-
-
-def thinned(observed: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Up to two fifths of the cells of each row of ``observed`` are dropped."""
-    return observed & at_own_rates(observed.shape, _OF_RAW_ROWS, rng)
 
 
 def dropout(
@@ -53,9 +46,7 @@ def masking(
     n_rows, _ = observed.shape
     if mask_ratio == "mix":
         is_copy = rng.random_sample((n_rows, 1)) < 0.5
-        kept = np.where(
-            is_copy, copied(observed, n_rows, rng), at_own_rates(observed.shape, _OF_LESSONS, rng)
-        )
+        kept = np.where(is_copy, copied(observed, n_rows, rng), at_own_rates(observed.shape, rng))
     else:
         kept = at_rate(observed.shape, float(mask_ratio), rng)
     seen = observed & kept

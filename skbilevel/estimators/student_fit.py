@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from skbilevel.estimators.bilevel_target import Target
-from skbilevel.estimators.feature_dropout import dropout, thinned
+from skbilevel.estimators.feature_dropout import dropout
 from skbilevel.estimators.teacher_fit import BATCH_ROWS
 from skbilevel.estimators.tree_imputation import Forest, grown, new_forest
 from skbilevel.models.student import Student
@@ -161,9 +161,12 @@ class Lectures:
             yield batch, torch.from_numpy(self._kept(batch, rng).astype(np.float64))
 
     def _kept(self, batch: Tensor, rng: np.random.RandomState) -> np.ndarray:
-        if self.are_raw:
-            return thinned(self.rows.mask[batch].numpy() > 0, rng)
-        return dropout(self.feature_dropout, self.observed, len(batch), rng)
+        kept = dropout(self.feature_dropout, self.observed, len(batch), rng)
+        if not self.are_raw:
+            return kept
+        # Half of the rows as they are, and the others with as much again dropped.
+        own, is_whole = self.rows.mask[batch].numpy() > 0, rng.random_sample((len(batch), 1)) < 0.5
+        return own & (kept | is_whole)
 
     def loss(self, student: Student, batch: Tensor, kept: Tensor) -> Tensor:
         """Eq. (2) for some rows, by the student's own parameters."""
