@@ -205,7 +205,7 @@ def pretrained(
     best, state = _relative(start, start) - _LEAST_GAIN, to_numpy(teacher)
     looks = [_relative(start, start)]
     n_batches = max(1, -(-len(lessons.copies.rows) // BATCH_ROWS))
-    n_epochs = max(1, n_steps // n_batches)
+    n_epochs = max(min(1, n_steps), n_steps // n_batches)
     every = max(1, _STEPS_BETWEEN_LOOKS // n_batches)
 
     def look(history: dict[str, list[float]]) -> bool:
