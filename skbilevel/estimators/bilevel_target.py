@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
     else:
         missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(n_rows, dtype=bool)
     if missing_label is not None and not _is_missing(missing_label):
-        missing |= np.array([value == missing_label for value in values.tolist()], dtype=bool)
+        # Where there is no value already, nothing is compared: pandas' NA equals no answer.
+        missing[~missing] = [value == missing_label for value in values[~missing].tolist()]
     return values, ~missing
 
 
@@ -131,6 +133,8 @@ def _numbers(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
 
 
 def _classes(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
+    if labels.dtype.kind == "O" and all(isinstance(label, Real) for label in labels.tolist()):
+        labels = np.array(labels.tolist())
     try:
         classes, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:

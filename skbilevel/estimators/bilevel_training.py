@@ -89,8 +89,11 @@ def _set_aside(
     labelled: np.ndarray, others: np.ndarray, n_folds: int, rng: np.random.RandomState
 ) -> list[Split]:
     n_aside = max(_FEWEST_SET_ASIDE, int(_SHARE_SET_ASIDE * len(labelled)))
+    n_aside = min(n_aside, max(1, len(labelled) // 2))
     order = rng.permutation(labelled)
-    return [Split(_index(order[n_aside:], others), _index(order[:n_aside]))]
+    judged, learnt = order[:n_aside], np.concatenate([order[n_aside:], others])
+    # A single row with a label has to teach and to judge.
+    return [Split(_index(learnt if len(learnt) else judged), _index(judged))]
 
 
 def _index(*parts: np.ndarray) -> Tensor:

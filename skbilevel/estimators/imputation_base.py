@@ -177,8 +177,10 @@ def _means(
 def _gaussian(
     table: Table, visible: Table, normal: LinearModel, hidden: np.ndarray, rng: Any
 ) -> tuple[GaussianBase, GaussianBase]:
-    bounds = _range(table.standardized())
-    return GaussianBase(normal, bounds), GaussianBase(fit_normal(visible, rng), bounds)
+    return (
+        GaussianBase(normal, _range(table.standardized())),
+        GaussianBase(fit_normal(visible, rng), _range(visible.standardized())),
+    )
 
 
 def _trees(

@@ -175,7 +175,10 @@ def gauss_newton_matrix(
         outputs = model(theta)
         z = _leaf(outputs)
         (loss_gradient,) = vjp(loss(z), (z,), create_graph=True)
-    units = torch.eye(outputs.numel(), dtype=outputs.dtype).view(-1, *outputs.shape)
+    if not (outputs.requires_grad and loss_gradient.requires_grad):
+        return theta.new_zeros(len(theta), len(theta))
+    identity = torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
+    units = identity.view(-1, *outputs.shape)
     (jacobian,) = torch.autograd.grad(outputs, (theta,), units, is_grads_batched=True)
     directions = jacobian.T.reshape(-1, *outputs.shape)
     (curved,) = torch.autograd.grad(loss_gradient, (z,), directions, is_grads_batched=True)

@@ -65,8 +65,8 @@ def direct_solve(operator: Operator, b: Tensor) -> LinearSolve:
     """
     if not isinstance(operator, Matrix):
         raise TypeError(f"direct_solve needs a Matrix, got {type(operator).__name__}.")
-    factor = torch.linalg.cholesky(operator.entries)
-    x = torch.cholesky_solve(b.detach().unsqueeze(1), factor).squeeze(1)
+    b, factor = b.detach(), torch.linalg.cholesky(operator.entries)
+    x = torch.cholesky_solve(b.unsqueeze(1), factor).squeeze(1)
     residual_norm = _norm(b - operator(x))
     return LinearSolve(x, residual_norm, 1, residual_norm <= _default_rtol(b) * _norm(b), False)
 

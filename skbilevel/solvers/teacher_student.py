@@ -208,7 +208,8 @@ def _teaching(
     if settings.weight == 0 or settings.terms == "direct":
         monitored["stationarity"] = float(grad(problem.inner, theta, fixed)[0].norm())
         direct = grad(problem.outer, theta, fixed)[1]
-        return vjp(phi, tuple(teacher), settings.weight * direct), monitored
+        left = direct if settings.weight > 0 else torch.zeros_like(direct)
+        return vjp(phi, tuple(teacher), left), monitored
     found, was_negative = guarded_gradient(
         problem, theta, fixed, settings.curvature, settings.n_products
     )

@@ -8,6 +8,7 @@ from skbilevel.numerics.derivatives import (
     GradientGraph,
     cross_vjp,
     gauss_newton,
+    gauss_newton_matrix,
     gauss_newton_vp,
     grad,
     hvp,
@@ -180,8 +181,9 @@ def test_gauss_newton_is_positive_where_the_hessian_is_indefinite():
     assert np.linalg.eigvalsh(matrix_of(operator, 4))[0] > 0
 
 
-def test_gauss_newton_of_cross_entropy_has_the_covariance_of_the_classes_in_the_middle():
-    """z = theta X' of shape (rows, classes), B = diag(p) - p p' for each row."""
+def tanh_classifier():
+    """Model, loss and theta with outputs z = tanh(theta X') of shape (rows, classes), and the
+    Gauss-Newton matrix: B = diag(p) - p p' for each row."""
     X, labels = normal(6, 1).reshape(3, 2), torch.tensor([0, 2, 1])
     theta = normal(8, 2)
 
@@ -198,9 +200,34 @@ def test_gauss_newton_of_cross_entropy_has_the_covariance_of_the_classes_in_the_
         # d z_ik / d theta_jl = (1 - z_ik^2) x_ij [k = l]
         jacobian = np.kron(X[i].numpy(), np.diag(1 - np.tanh(linear[i]) ** 2))
         expected += jacobian.T @ (np.diag(p[i]) - np.outer(p[i], p[i])) @ jacobian
+    assert np.linalg.norm(expected) > 0.1
+    return model, loss, theta, expected
+
+
+def test_gauss_newton_of_cross_entropy_has_the_covariance_of_the_classes_in_the_middle():
+    model, loss, theta, expected = tanh_classifier()
     result = matrix_of(gauss_newton(model, loss, theta), 8)
     np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-15)
-    assert np.linalg.norm(expected) > 0.1
+
+
+def test_gauss_newton_matrix_of_cross_entropy_is_its_closed_form():
+    model, loss, theta, expected = tanh_classifier()
+    result = gauss_newton_matrix(model, loss, theta)
+    np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-15)
+    assert torch.equal(result, result.T)
+    assert not result.requires_grad
+
+
+def test_gauss_newton_matrix_leaves_out_the_curvature_of_the_model():
+    problem = TanhRegression.random()
+    inner, phi = problem.composite(), torch.zeros(1)
+    result = gauss_newton_matrix(
+        lambda theta: inner.model(theta, phi),
+        lambda z: inner.loss(z, phi),
+        torch.from_numpy(problem.theta),
+    )
+    np.testing.assert_allclose(result, problem.gauss_newton(), rtol=1e-12)
+    assert np.linalg.norm(problem.hessian() - problem.gauss_newton()) > 1
 
 
 def test_gauss_newton_runs_the_model_once():
@@ -219,3 +246,17 @@ def test_gauss_newton_is_zero_for_a_linear_loss_or_a_constant_model():
         assert result.shape == THETA.shape
         assert not result.any()
         assert not result.requires_grad
+
+
+def test_gauss_newton_matrix_is_zero_for_a_linear_loss_or_a_constant_model():
+    linear = gauss_newton_matrix(torch.tanh, torch.sum, THETA)
+    constant = gauss_newton_matrix(lambda _: PHI, lambda z: z.square().sum(), THETA)
+    for result in (linear, constant):
+        assert torch.equal(result, torch.zeros(4, 4, dtype=torch.float64))
+
+
+def test_gauss_newton_matrix_keeps_the_precision_of_theta():
+    result = gauss_newton_matrix(torch.tanh, lambda z: z.square().sum() / 2, THETA.float())
+    assert result.dtype == torch.float32
+    expected = torch.diag((1 - torch.tanh(THETA) ** 2) ** 2)
+    torch.testing.assert_close(result, expected.float())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skbilevel.numerics.implicit_gradient import CURVATURES, Hypergradient, implicit_gradient
-from skbilevel.numerics.linear_solve import LinearSolve, conjugate_gradient
+from skbilevel.numerics.linear_solve import LinearSolve, conjugate_gradient, direct_solve
 from skbilevel.numerics.problem import BilevelProblem, CompositeLoss
 from tests.problems import (
     Quadratic,
@@ -24,11 +24,12 @@ SEEDS = range(3)
 def hypergradient(problem, phi, **options) -> Hypergradient:
     """At the closed-form inner solution."""
     theta = torch.from_numpy(problem.theta_star(phi))
-    options = {"solve": TIGHT} | options
+    solve = direct_solve if options.get("curvature") == "exact" else TIGHT
+    options = {"solve": solve} | options
     return implicit_gradient(problem.bilevel(), theta, torch.from_numpy(phi), **options)
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reweighted_ridge_matches_finite_differences_of_the_closed_form(seed, curvature):
     problem = SoftmaxReweightedRidge.random(seed)
@@ -66,7 +67,7 @@ def test_direct_part_moves_the_teacher_and_holds_the_student(seed):
     np.testing.assert_allclose(hypergradient(problem, phi).direct, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_implicit_part_moves_the_student_through_the_teacher(seed, curvature):
     problem = TanhTeacherLinearStudent.random(seed)
@@ -90,7 +91,7 @@ def test_parts_of_a_quadratic_problem_are_their_closed_forms(seed):
     assert min(result.direct.norm(), result.implicit.norm()) > 0.1
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_inner_problem_solved_again_for_a_hessian_that_depends_on_theta(seed, curvature):
     problem = WeightedLogistic.random(seed)
@@ -143,7 +144,7 @@ def test_damping_of_the_solver_is_added_once_to_the_curvature():
     assert np.linalg.norm(expected) > 0.1
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("curvature", CURVATURES)
 def test_ridge_inside_the_inner_loss_is_ridge_over_two_without_damping(curvature):
     """(theta - phi)^2/2 + ridge/2 theta^2 has its minimum at theta* = phi / (1 + ridge)."""
     ridge = 0.25
@@ -169,10 +170,33 @@ def test_gauss_newton_converges_where_the_hessian_shows_negative_curvature():
     np.testing.assert_allclose(gauss_newton.adjoint.value, expected, rtol=1e-10)
 
 
-def test_gauss_newton_without_a_composite_loss_says_what_is_missing():
+@pytest.mark.parametrize("curvature", ["gauss_newton", "exact"])
+def test_gauss_newton_without_a_composite_loss_says_what_is_missing(curvature):
     problem = Quadratic.random()
-    with pytest.raises(TypeError, match="must be a CompositeLoss, got function"):
-        hypergradient(problem, np.ones(3), curvature="gauss_newton")
+    message = f"curvature='{curvature}' needs.*must be a CompositeLoss, got function"
+    with pytest.raises(TypeError, match=message):
+        hypergradient(problem, np.ones(3), curvature=curvature)
+
+
+def test_exact_curvature_is_factorised_where_the_hessian_is_indefinite():
+    curved = TanhRegression.random()
+    theta, phi = torch.from_numpy(curved.theta), torch.zeros(1, dtype=torch.float64)
+    problem = BilevelProblem(curved.composite(ridge=0.01), lambda theta, phi: theta.sum())
+    result = implicit_gradient(problem, theta, phi, curvature="exact", solve=direct_solve)
+    expected = np.linalg.solve(curved.gauss_newton() + 0.01 * np.eye(4), np.ones(4))
+    np.testing.assert_allclose(result.adjoint.value, expected, rtol=1e-12)
+
+
+def test_gradients_in_theta_are_told_and_the_inner_one_is_zero_at_a_solution():
+    problem, phi = Quadratic.random(), np.ones(3)
+    theta = np.random.default_rng(5).normal(size=5)
+    moved = implicit_gradient(problem.bilevel(), torch.from_numpy(theta), torch.from_numpy(phi))
+    inner, outer = problem.A @ theta - problem.B @ phi - problem.c, theta - problem.t
+    np.testing.assert_allclose(moved.inner_gradient, inner, rtol=1e-12)
+    np.testing.assert_allclose(moved.outer_gradient, outer + problem.C @ phi, rtol=1e-12)
+    assert min(moved.inner_gradient.norm(), moved.outer_gradient.norm()) > 1
+    solved = hypergradient(problem, phi)
+    np.testing.assert_allclose(solved.inner_gradient, np.zeros(5), rtol=0, atol=1e-14)
 
 
 def test_curvature_can_be_a_callable():
@@ -182,7 +206,7 @@ def test_curvature_can_be_a_callable():
     result = hypergradient(problem, phi, curvature=lambda graph: lambda v: v)
     expected = problem.B.T @ (problem.theta_star(phi) - problem.t + problem.C @ phi)
     np.testing.assert_allclose(result.implicit, expected, rtol=1e-12)
-    assert set(CURVATURES) == {"hessian", "gauss_newton"}
+    assert set(CURVATURES) == {"hessian", "gauss_newton", "exact"}
 
 
 def test_solver_can_be_a_callable_that_sees_the_operator_and_the_right_hand_side():
@@ -218,6 +242,7 @@ def test_each_objective_is_evaluated_once():
 def test_result_has_no_graph_and_is_frozen():
     result = hypergradient(Quadratic.random(), np.ones(3))
     tensors = (result.direct, result.implicit, result.total, result.adjoint.value)
+    tensors += (result.inner_gradient, result.outer_gradient)
     assert not any(tensor.requires_grad for tensor in tensors)
     with pytest.raises(AttributeError):
         result.direct = result.implicit

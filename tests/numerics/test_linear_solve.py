@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skbilevel.numerics.linear_solve import LinearSolve, conjugate_gradient, damped
+from skbilevel.numerics.linear_solve import (
+    LinearSolve,
+    Matrix,
+    conjugate_gradient,
+    damped,
+    direct_solve,
+)
 from tests.problems import symmetric_matrix
 
 
@@ -326,3 +332,18 @@ def test_moderately_conditioned_systems_converge_at_the_defaults(n, condition):
     result = conjugate_gradient(lambda v: A @ v, A @ expected)
     assert result.converged
     assert result.residual_norm <= 1.5e-8 * torch.linalg.vector_norm(A @ expected)
+
+
+def test_direct_solve_is_the_solution_with_its_own_residual(matrix):
+    b = normal(12).requires_grad_()
+    solve = direct_solve(Matrix(torch.from_numpy(matrix)), b)
+    np.testing.assert_allclose(solve.value, exact(matrix, b.detach()), rtol=1e-12)
+    assert solve.residual_norm <= 1e-14 * np.linalg.norm(matrix)
+    assert (solve.n_iter, solve.converged, solve.negative_curvature) == (1, True, False)
+
+
+def test_direct_solve_refuses_products_alone_and_matrices_that_are_not_positive():
+    with pytest.raises(TypeError, match="needs a Matrix, got function"):
+        direct_solve(product(np.eye(2)), vector(1.0, 1.0))
+    with pytest.raises(torch.linalg.LinAlgError):
+        direct_solve(Matrix(torch.diag(vector(1.0, -1.0))), vector(1.0, 1.0))
