@@ -89,8 +89,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Steps of a student in each of them.
     pretrain_iter : int, default=400
         Steps of the teacher before, on its own loss.
-    student_iter : int, default=300
-        Steps of the students that predict.
+    student_iter : "auto" or int, default="auto"
+        Steps of the students that predict; "auto" is 300, or as many as show all rows 60 times,
+        but at most 3000.
     n_students : int, default=4
         Their number; outputs are averaged. Every second one does not learn from the teacher, but
         from labelled rows as they are: a guard against a teacher that is wrong.
@@ -207,7 +208,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         max_iter: int = 100,
         inner_iter: int = 3,
         pretrain_iter: int = 400,
-        student_iter: int = 300,
+        student_iter: int | str = "auto",
         n_students: int = 4,
         hidden_layer_sizes: int | Sequence[int] = (128, 128),
         student_hidden_layer_sizes: int | Sequence[int] = (32, 32),

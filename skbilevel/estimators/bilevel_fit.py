@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +15,11 @@ from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.bilevel_training import Classroom, taught
 from skbilevel.estimators.feature_dropout import held_out_cells
 from skbilevel.estimators.imputation_base import Base, GaussianBase, MeanBase, fit_base
+from skbilevel.estimators.label_base import LabelBase, constant_label_base, fit_label_base
 from skbilevel.estimators.linear_fit import Table
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit, fit_tilt
-from skbilevel.estimators.student_fit import (
-    LabelBase,
-    Lectures,
-    constant_label_base,
-    fit_label_base,
-    trained_student,
-)
+from skbilevel.estimators.student_fit import Lectures, trained_students
 from skbilevel.estimators.teacher_fit import (
     Lessons,
     copies_of,
@@ -39,8 +34,10 @@ from skbilevel.numerics.parameters import from_numpy, to_numpy
 from skbilevel.objectives.bilevel_imputation import CLASSES, NUMBERS, Kind, Rows, imputed
 from skbilevel.solvers.teacher_student import Alternation
 
-# Rows in no fold, which confirm what the outer loop has done, and the fewest that can.
+# Rows in no fold, which confirm what the outer loop has done, and the fewest that can. Their
+# gain has to be this many standard errors, and held-out cells may be imputed so much worse.
 _SHARE_TO_CONFIRM, _FEWEST_TO_CONFIRM = 0.2, 8
+_STANDARD_ERRORS, _WORSE_CELLS = 2.0, 1.01
 # Labels to stop the teacher's label by; with fewer labels it stays at its base.
 _SHARE_OF_LABELS, _FEWEST_LABELS = 0.1, 20
 _TO_CONFIRM_STEPS = 200
@@ -63,7 +60,7 @@ class Settings:
     n_students: int
     pretraining_steps: int
     warm_up_steps: int
-    student_steps: int
+    student_steps: int | str
     alternation: Alternation
 
 
@@ -158,12 +155,8 @@ class _Parts:
     def students(self) -> list[Student]:
         """Trained on the rows as the teacher imputes them; every second one on raw rows."""
         lectures, settings = _lectures(self.room), self.settings
-        return [
-            trained_student(each, settings.student_hidden, settings.student_steps, self.rng)
-            for _, each in zip(
-                range(settings.n_students), cycle([lectures, lectures.raw()]), strict=False
-            )
-        ]
+        each = list(islice(cycle([lectures, lectures.raw()]), settings.n_students))
+        return trained_students(each, settings.student_hidden, settings.student_steps, self.rng)
 
     def student_of_rows(self, index: np.ndarray, seed: int) -> Student:
         """Trained on some rows as the teacher imputes them."""
@@ -171,7 +164,8 @@ class _Parts:
             _lectures(self.room).at(torch.from_numpy(index)),
             np.random.RandomState(seed),
         )
-        return trained_student(lectures, self.settings.student_hidden, _TO_CONFIRM_STEPS, rng)
+        hidden = self.settings.student_hidden
+        return trained_students([lectures], hidden, _TO_CONFIRM_STEPS, rng)[0]
 
 
 def _tilt(
@@ -287,7 +281,7 @@ class _Outer(NamedTuple):
     students: list[Student]
 
 
-def _with_outer_loop(parts: _Parts, before: str, on_step: OnStep) -> _Outer:
+def _with_outer_loop(parts: _Parts, selected: str, on_step: OnStep) -> _Outer:
     """Run the outer loop; what it made of the teacher stays if it is wanted as it is, or if rows
     in no fold confirm it."""
     settings, room, rng = parts.settings, parts.room, parts.rng
@@ -296,11 +290,13 @@ def _with_outer_loop(parts: _Parts, before: str, on_step: OnStep) -> _Outer:
     n_confirming = int(_SHARE_TO_CONFIRM * len(labelled)) if is_robust else 0
     is_off = settings.alternation.weight == 0 or settings.alternation.n_iter == 0
     if is_robust and (is_off or n_confirming < _FEWEST_TO_CONFIRM):
-        return _Outer(before, {}, [])
+        return _Outer(selected, {}, [])
     confirming = np.sort(rng.permutation(labelled)[:n_confirming])
     index = np.setdiff1d(np.arange(len(room.observed)), confirming)
     state, seed = to_numpy(room.teacher), rng.randint(2**31 - 1)
-    losses = _confirming_losses(parts, index, confirming, seed) if is_robust else None
+    before = _judged(parts, index, confirming, seed) if is_robust else None
+    # The teacher's label must not learn from what is to judge it.
+    room.lessons.learnt[torch.from_numpy(confirming)] = 0.0
 
     def report(history: dict[str, list[float]], students: list[Tensor]) -> bool:
         return on_step(lambda: parts.fitted("bilevel", dict(history), _modules(room, students)))
@@ -315,25 +311,38 @@ def _with_outer_loop(parts: _Parts, before: str, on_step: OnStep) -> _Outer:
         rng,
         report,
     )
-    if losses is not None:
-        gained = losses - _confirming_losses(parts, index, confirming, seed)
-        if not gained.mean() > gained.std() / np.sqrt(len(gained)):
-            from_numpy(room.teacher, state)
-            return _Outer(before, result.history, [])
+    if before is None:
+        return _Outer("bilevel", result.history, _modules(room, result.inner))
+    if _is_confirmed(before, _judged(parts, index, confirming, seed)):
         return _Outer("bilevel", result.history, [])
-    return _Outer("bilevel", result.history, _modules(room, result.inner))
+    from_numpy(room.teacher, state)
+    return _Outer(selected, result.history, [])
 
 
 def _modules(room: Classroom, students: list[Tensor]) -> list[Student]:
     return [room.student_of(theta) for theta in students]
 
 
-def _confirming_losses(
-    parts: _Parts, index: np.ndarray, confirming: np.ndarray, seed: int
-) -> np.ndarray:
-    """Loss of each confirming row by a student that was trained without them."""
+class _Judgement(NamedTuple):
+    """Of a teacher: loss of the confirming rows, and mean squared error of held-out cells."""
+
+    losses: np.ndarray
+    cells: float
+
+
+def _judged(parts: _Parts, index: np.ndarray, confirming: np.ndarray, seed: int) -> _Judgement:
+    """By a student that was trained without the confirming rows."""
     student = parts.student_of_rows(index, seed)
     lessons = parts.room.lessons
     rows = lessons.rows.at(torch.from_numpy(confirming))
     with torch.no_grad():
-        return lessons.kind.row_loss(student(rows.values, rows.mask), rows.targets).numpy()
+        losses = lessons.kind.row_loss(student(rows.values, rows.mask), rows.targets)
+        cells, _ = lessons.held_out_errors(parts.room.teacher)
+    return _Judgement(losses.numpy(), float(cells.mean()) if len(cells) else 0.0)
+
+
+def _is_confirmed(before: _Judgement, after: _Judgement) -> bool:
+    gained = before.losses - after.losses
+    error = gained.std() / np.sqrt(len(gained))
+    is_better = bool(gained.mean() > _STANDARD_ERRORS * error)
+    return is_better and after.cells <= _WORSE_CELLS * before.cells

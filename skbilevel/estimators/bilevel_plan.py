@@ -21,6 +21,8 @@ _FROM_0 = Interval(Real, 0, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
 _A_RATE = Interval(Real, 0, 1, closed="left")
 
+_WARM_UP = 100
+
 CONSTRAINTS: dict[str, list[Any]] = {
     "base": [StrOptions(set(BASES)), HasMethods(["fit", "transform"])],
     "tilt": [StrOptions({"shadow", "y", "both"}), None],
@@ -32,7 +34,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "max_iter": [_AT_LEAST_0],
     "inner_iter": [_AT_LEAST_1],
     "pretrain_iter": [_AT_LEAST_0],
-    "student_iter": [_AT_LEAST_1],
+    "student_iter": [StrOptions({"auto"}), _AT_LEAST_1],
     "n_students": [_AT_LEAST_1],
     "hidden_layer_sizes": ["array-like", _AT_LEAST_1],
     "student_hidden_layer_sizes": ["array-like", _AT_LEAST_1],
@@ -90,4 +92,4 @@ def settings_of(estimator: Any) -> Settings:
 
 def _warm_up_steps(estimator: Any) -> int:
     """Of a student before the teacher moves: a third of what its training takes by itself."""
-    return int(estimator.student_iter) // 3
+    return _WARM_UP if estimator.student_iter == "auto" else int(estimator.student_iter) // 3

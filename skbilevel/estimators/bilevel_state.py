@@ -11,10 +11,11 @@ import torch
 from skbilevel.estimators.bilevel_fit import BilevelFit
 from skbilevel.estimators.bilevel_target import Target, decoded
 from skbilevel.estimators.imputation_base import Base, StackBase, base_of, base_state
+from skbilevel.estimators.label_base import LabelBase
 from skbilevel.estimators.latent_state import linear_of, linear_state
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit
-from skbilevel.estimators.student_fit import LabelBase, new_student
+from skbilevel.estimators.student_fit import new_student
 from skbilevel.estimators.teacher_fit import new_teacher, teacher_inputs
 from skbilevel.estimators.tilted_rows import tilt_shift
 from skbilevel.estimators.tree_imputation import Forest

@@ -59,6 +59,8 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
     NaN, None and pandas' NA are never labels; nor is ``missing_label``.
     """
     values = column_or_1d(y, warn=True, dtype=None)
+    if values.dtype.kind in "mMc":
+        raise ValueError(f"y must hold numbers or classes, got {values.dtype}.")
     if len(values) != n_rows:
         raise ValueError(f"X has {n_rows} rows and y has {len(values)}.")
     if values.dtype.kind in "OSU":
