@@ -83,7 +83,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         "exact" solves with the Gauss-Newton matrix itself, for small students.
     cg_iter : int, default=5
         Conjugate gradient steps in each iteration.
-    max_iter : int, default=100
+    max_iter : int, default=60
         Iterations of teacher and students.
     inner_iter : int, default=3
         Steps of a student in each of them.
@@ -205,7 +205,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         bilevel_weight: float = 1.0,
         curvature: str = "gauss_newton",
         cg_iter: int = 5,
-        max_iter: int = 100,
+        max_iter: int = 60,
         inner_iter: int = 3,
         pretrain_iter: int = 400,
         student_iter: int | str = "auto",

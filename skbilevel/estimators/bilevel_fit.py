@@ -14,7 +14,7 @@ from torch import Tensor
 from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.bilevel_training import Classroom, taught
 from skbilevel.estimators.feature_dropout import held_out_cells
-from skbilevel.estimators.imputation_base import Base, GaussianBase, MeanBase, fit_base
+from skbilevel.estimators.imputation_base import Base, FittedBase, GaussianBase, MeanBase, fit_base
 from skbilevel.estimators.label_base import LabelBase, constant_label_base, fit_label_base
 from skbilevel.estimators.linear_fit import Table
 from skbilevel.estimators.linear_model import LinearModel
@@ -40,7 +40,7 @@ _SHARE_TO_CONFIRM, _FEWEST_TO_CONFIRM = 0.2, 8
 _STANDARD_ERRORS, _WORSE_CELLS = 2.0, 1.01
 # Labels to stop the teacher's label by; with fewer labels it stays at its base.
 _SHARE_OF_LABELS, _FEWEST_LABELS = 0.1, 20
-_TO_CONFIRM_STEPS = 200
+_TO_CONFIRM_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,13 @@ def fit_bilevel(
     Z = table.standardized()
     observed = ~np.isnan(Z)
     hidden = held_out_cells(observed, rng)
-    base, blind, normal = fit_base(settings.base, table, hidden, rng)
+    fitted = fit_base(settings.base, table, hidden, rng)
+    base, normal = fitted.base, fitted.normal
     tilt = _tilt(Z, target, normal, settings, rng)
     filled = base.completed(Z)
     shift = np.zeros(Z.shape) if tilt is None else tilt_shift(Z, normal, tilt.tilt)
     label_base, label_outputs = _label_base(base, filled + shift, ~observed, target, rng)
-    room = _classroom(Z, filled, shift, target, label_outputs, blind, hidden, settings, rng)
+    room = _classroom(Z, filled, shift, target, label_outputs, fitted, hidden, settings, rng)
     parts = _Parts(table, base, normal, tilt, label_base, room, settings, rng)
     history = pretrained(room.teacher, room.lessons, settings.pretraining_steps, rng)
     selected = "base" if _corrects_nothing(room.teacher) else "mae"
@@ -204,7 +205,7 @@ def _classroom(
     shift: np.ndarray,
     target: Target | None,
     label_outputs: np.ndarray,
-    blind: Base,
+    fitted: FittedBase,
     hidden: np.ndarray,
     settings: Settings,
     rng: np.random.RandomState,
@@ -216,7 +217,7 @@ def _classroom(
     rows = Rows(inputs.values, inputs.mask, torch.from_numpy(values), torch.from_numpy(labelled))
     learnt, held_out = _labels_to_stop_by(labelled, rng)
     lessons = Lessons(
-        copies_of(Z, blind, hidden, settings.mask_ratio, rng),
+        copies_of(Z, fitted.blind, hidden, fitted.odds, settings.mask_ratio, rng),
         kind_of(target),
         rows,
         torch.from_numpy(label_outputs),
@@ -338,7 +339,7 @@ def _judged(parts: _Parts, index: np.ndarray, confirming: np.ndarray, seed: int)
     with torch.no_grad():
         losses = lessons.kind.row_loss(student(rows.values, rows.mask), rows.targets)
         cells, _ = lessons.held_out_errors(parts.room.teacher)
-    return _Judgement(losses.numpy(), float(cells.mean()) if len(cells) else 0.0)
+    return _Judgement(losses.numpy(), float(cells.sum()))
 
 
 def _is_confirmed(before: _Judgement, after: _Judgement) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from sklearn.base import clone
@@ -16,6 +16,7 @@ from sklearn.base import clone
 from skbilevel.estimators.latent_state import linear_of, linear_state
 from skbilevel.estimators.linear_fit import LINEAR_FITS, Knowledge, Loop, Table
 from skbilevel.estimators.linear_model import LinearModel
+from skbilevel.estimators.missing_odds import missing_odds
 from skbilevel.estimators.tree_imputation import (
     TreeImputation,
     fit_trees,
@@ -140,12 +141,28 @@ def fit_normal(table: Table, rng: np.random.RandomState) -> LinearModel:
     return LINEAR_FITS["mar"](units, unknown, loop).model
 
 
+class FittedBase(NamedTuple):
+    """A base, and what was fitted beside it.
+
+    Attributes
+    ----------
+    base, blind : Base
+        Of the table, and without the cells that judge it.
+    normal : LinearModel
+        Of the table.
+    odds : ndarray of shape (n, d)
+        Weights of observed cells, as of `missing_odds`.
+    """
+
+    base: Base
+    blind: Base
+    normal: LinearModel
+    odds: np.ndarray
+
+
 def fit_base(
-    base: Any,
-    table: Table,
-    hidden: np.ndarray,
-    rng: np.random.RandomState,
-) -> tuple[Base, Base, LinearModel]:
+    base: Any, table: Table, hidden: np.ndarray, rng: np.random.RandomState
+) -> FittedBase:
     """Fit the base twice: to the table, and without cells that judge it.
 
     Parameters
@@ -155,27 +172,22 @@ def fit_base(
     hidden : ndarray of shape (n, d), bool
         Observed cells that the second must not see.
     rng : RandomState
-
-    Returns
-    -------
-    base, blind : Base
-    normal : LinearModel
-        Of the whole table.
     """
     visible = table._replace(X=np.where(hidden, np.nan, table.X))
-    normal = fit_normal(table, rng)
+    normal, Z = fit_normal(table, rng), table.standardized()
+    odds = missing_odds(~np.isnan(Z), GaussianBase(normal, _range(Z)).completed(Z))
     fit = BASES[base] if isinstance(base, str) else _own(base)
-    return *fit(table, visible, normal, hidden, rng), normal
+    return FittedBase(*fit(table, visible, normal, hidden * odds, rng), normal, odds)
 
 
 def _means(
-    table: Table, visible: Table, normal: LinearModel, hidden: np.ndarray, rng: Any
+    table: Table, visible: Table, normal: LinearModel, counted: np.ndarray, rng: Any
 ) -> tuple[Base, Base]:
     return MeanBase(), MeanBase()
 
 
 def _gaussian(
-    table: Table, visible: Table, normal: LinearModel, hidden: np.ndarray, rng: Any
+    table: Table, visible: Table, normal: LinearModel, counted: np.ndarray, rng: Any
 ) -> tuple[GaussianBase, GaussianBase]:
     return (
         GaussianBase(normal, _range(table.standardized())),
@@ -184,7 +196,7 @@ def _gaussian(
 
 
 def _trees(
-    table: Table, visible: Table, normal: LinearModel, hidden: np.ndarray, rng: Any
+    table: Table, visible: Table, normal: LinearModel, counted: np.ndarray, rng: Any
 ) -> tuple[TreeBase, TreeBase]:
     return (
         TreeBase(fit_trees(table.standardized(), N_TREES, rng)),
@@ -193,19 +205,19 @@ def _trees(
 
 
 def _stack(
-    table: Table, visible: Table, normal: LinearModel, hidden: np.ndarray, rng: Any
+    table: Table, visible: Table, normal: LinearModel, counted: np.ndarray, rng: Any
 ) -> tuple[Base, Base]:
-    gaussian, blind = _gaussian(table, visible, normal, hidden, rng)
-    trees, blind_trees = _trees(table, visible, normal, hidden, rng)
+    gaussian, blind = _gaussian(table, visible, normal, counted, rng)
+    trees, blind_trees = _trees(table, visible, normal, counted, rng)
     Z, seen = table.standardized(), visible.standardized()
     linear, other = blind.completed(seen), blind_trees.completed(seen)
-    weights = column_weights(Z, linear, other, hidden)
+    weights = column_weights(Z, linear, other, counted)
     return StackBase(gaussian, trees, weights), StackBase(blind, blind_trees, weights)
 
 
 def _own(imputer: Any) -> Callable[..., tuple[Base, Base]]:
     def fit(
-        table: Table, visible: Table, normal: LinearModel, hidden: np.ndarray, rng: Any
+        table: Table, visible: Table, normal: LinearModel, counted: np.ndarray, rng: Any
     ) -> tuple[Base, Base]:
         fitted = (clone(imputer).fit(each.X) for each in (table, visible))
         whole, blind = (OwnBase(each, table.center, table.scale) for each in fitted)
@@ -223,16 +235,16 @@ BASES: dict[str, Callable[..., tuple[Base, Base]]] = {
 
 
 def column_weights(
-    truth: np.ndarray, first: np.ndarray, second: np.ndarray, hidden: np.ndarray
+    truth: np.ndarray, first: np.ndarray, second: np.ndarray, counted: np.ndarray
 ) -> np.ndarray:
     """Shares w_j in [0, 1] of ``second`` with the least squared error of first + w (second -
-    first) over the hidden cells of each column, drawn towards that of all columns.
+    first) in each column, drawn towards that of all columns.
 
-    All arrays are (n, d).
+    All arrays are (n, d); ``counted`` is what each cell weighs, 0 where ``truth`` is not known.
     """
-    step = np.where(hidden, second - first, 0.0)
-    products = (step * np.where(hidden, truth - first, 0.0)).sum(axis=0)
-    squares = (step**2).sum(axis=0)
+    step = second - first
+    products = (counted * step * np.where(counted > 0, truth - first, 0.0)).sum(axis=0)
+    squares = (counted * step**2).sum(axis=0)
     if not squares.any():
         return np.zeros(truth.shape[1])
     pooled = np.clip(products.sum() / squares.sum(), 0.0, 1.0)

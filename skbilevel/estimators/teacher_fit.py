@@ -29,8 +29,8 @@ _ROWS_OF_COPIES, _FEWEST_COPIES, _MOST_COPIES = 4000, 2, 8
 BATCH_ROWS = 256
 _RATE, _WEIGHT_DECAY = 2e-3, 1e-4
 # Held-out cells are looked at about this often. Corrections that lower their error by a smaller
-# share are chance.
-_STEPS_BETWEEN_LOOKS, _LEAST_GAIN = 25, 0.01
+# share, or by fewer standard errors, are chance.
+_STEPS_BETWEEN_LOOKS, _LEAST_GAIN, _STANDARD_ERRORS = 25, 0.01, 3.0
 
 
 class TeacherInputs(NamedTuple):
@@ -62,13 +62,17 @@ def teacher_inputs(Z: np.ndarray, filled: np.ndarray) -> TeacherInputs:
 class Copies:
     """Rows of several copies of a table, one copy after the other.
 
+    The first has no cells hidden but those that are hidden in all.
+
     Attributes
     ----------
     inputs : TeacherInputs
     truth : Tensor of shape (r, d)
         The values that were observed; 0 where none was.
-    hidden, held_out : Tensor of shape (r, d)
-        1 for the cells to learn from, and for those to stop by.
+    hidden : Tensor of shape (r, d)
+        What the cells to learn from weigh; 0 for others.
+    held_out : Tensor of shape (n, d)
+        What the cells of the first copy to stop by weigh; 0 for others.
     rows : Tensor of shape (r,), int64
         Of the table.
     """
@@ -84,6 +88,7 @@ def copies_of(
     Z: np.ndarray,
     base: Base,
     hidden: np.ndarray,
+    odds: np.ndarray,
     mask_ratio: str | float,
     rng: np.random.RandomState,
 ) -> Copies:
@@ -97,6 +102,8 @@ def copies_of(
         That has not seen the cells ``hidden``.
     hidden : ndarray of shape (n, d), bool
         Hidden in all copies; half of them, drawn at random, are held out.
+    odds : ndarray of shape (n, d)
+        What each cell weighs.
     mask_ratio : "mix" or float
     rng : RandomState
     """
@@ -104,11 +111,15 @@ def copies_of(
     held_out = hidden & (rng.random_sample(Z.shape) < 0.5)
     n_copies = int(np.clip(_ROWS_OF_COPIES // len(Z), _FEWEST_COPIES, _MOST_COPIES))
     parts = []
-    for _ in range(n_copies):
-        seen = masking(mask_ratio, observed & ~hidden, rng)
+    for number in range(n_copies):
+        seen = observed & ~hidden
+        if number:
+            seen = masking(mask_ratio, seen, rng)
         shown = np.where(seen, Z, np.nan)
         learnt = (hidden if base.memorises else observed & ~seen) & ~held_out
-        parts.append((teacher_inputs(shown, base.completed(shown)), _ones(learnt)))
+        parts.append(
+            (teacher_inputs(shown, base.completed(shown)), torch.from_numpy(learnt * odds))
+        )
     inputs = TeacherInputs(
         *(torch.cat(each) for each in zip(*(part[0] for part in parts), strict=True))
     )
@@ -117,13 +128,9 @@ def copies_of(
         inputs,
         truth.repeat(n_copies, 1),
         torch.cat([part[1] for part in parts]),
-        _ones(held_out).repeat(n_copies, 1),
+        torch.from_numpy(held_out * odds),
         torch.arange(len(Z)).repeat(n_copies),
     )
-
-
-def _ones(where: np.ndarray) -> Tensor:
-    return torch.from_numpy(where.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -165,12 +172,15 @@ class Lessons:
 
     @torch.no_grad()
     def held_out_errors(self, teacher: MaskedAutoencoder) -> tuple[Tensor, Tensor]:
-        """Squared errors of the held-out cells, (k,), and the loss of the held-out labels."""
-        copies = self.copies
-        features, outputs = teacher(*copies.inputs)
-        errors = (copies.inputs.base + features - copies.truth).square()
-        labels = self._label_loss(outputs, copies.rows, self.held_out)
-        return errors[copies.held_out > 0], labels
+        """Squared errors of the held-out cells of rows that lack no others but their own, (k,),
+        times what they weigh, and the loss of the held-out labels."""
+        counted = self.copies.held_out
+        first = slice(len(counted))
+        inputs = self.copies.inputs.at(first)
+        features, outputs = teacher(*inputs)
+        errors = (inputs.base + features - self.copies.truth[first]).square()
+        labels = self._label_loss(outputs, self.copies.rows[first], self.held_out)
+        return (errors * counted)[counted > 0], labels
 
     def batches(self, rng: np.random.RandomState) -> Iterator[Tensor]:
         """All rows of the copies once, in random order."""
@@ -202,8 +212,8 @@ def pretrained(
         labels, each relative to the base alone, at the start and after each epoch looked at.
     """
     start = lessons.held_out_errors(teacher)
-    best, state = _relative(start, start) - _LEAST_GAIN, to_numpy(teacher)
     looks = [_relative(start, start)]
+    best, state = looks[0] - _LEAST_GAIN, to_numpy(teacher)
     n_batches = max(1, -(-len(lessons.copies.rows) // BATCH_ROWS))
     n_epochs = -(-n_steps // n_batches)
     every = max(1, _STEPS_BETWEEN_LOOKS // n_batches)
@@ -211,8 +221,9 @@ def pretrained(
     def look(history: dict[str, list[float]]) -> bool:
         nonlocal best, state
         if len(history["loss"]) % every == 0 or len(history["loss"]) == n_epochs:
-            looks.append(_relative(lessons.held_out_errors(teacher), start))
-            if looks[-1] < best:
+            now = lessons.held_out_errors(teacher)
+            looks.append(_relative(now, start))
+            if looks[-1] < best and _is_evident(start[0] - now[0]):
                 best, state = looks[-1], to_numpy(teacher)
         return on_epoch is not None and on_epoch(history)
 
@@ -229,7 +240,14 @@ def pretrained(
 
 def _relative(now: tuple[Tensor, Tensor], start: tuple[Tensor, Tensor]) -> float:
     """Errors of cells and of labels in those of the base, added; 1 each where there are none."""
-    return _ratio(now[0].mean(), start[0].mean()) + _ratio(now[1], start[1])
+    return _ratio(now[0].sum(), start[0].sum()) + _ratio(now[1], start[1])
+
+
+def _is_evident(gains: Tensor) -> bool:
+    """Whether cells (k,) gain on average, or there are none to tell."""
+    if len(gains) < 2:
+        return True
+    return bool(gains.mean() > _STANDARD_ERRORS * gains.std() / len(gains) ** 0.5)
 
 
 def _ratio(now: Tensor, before: Tensor) -> float:

@@ -62,7 +62,7 @@ class Rule:
     """
 
     widths: Sequence[float] = (0.5, 1.5)
-    least_gain: float = 1.5
+    least_gain: float = 2.5
     least_share: float = 0.6
     least_evidence: float = 4.0
     least_agreement: float = 1 / 3
