@@ -34,7 +34,9 @@ def classroom(n_labelled=40, dropout="empirical", pseudo_label_weight=0.5, seed=
         torch.from_numpy, (targets, labelled, label_base, shift)
     )
     rows = Rows(inputs.values, inputs.mask, targets, labelled)
-    copies = copies_of(Z, MeanBase(), np.zeros(Z.shape, dtype=bool), "mix", stream(seed))
+    copies = copies_of(
+        Z, MeanBase(), np.zeros(Z.shape, dtype=bool), np.ones(Z.shape), "mix", stream(seed)
+    )
     lessons = Lessons(copies, NUMBERS, rows, label_base, 0 * labelled, 0 * labelled)
     teacher = new_teacher(D, 1, (4,), 0)
     last = teacher.layers[-1].weight

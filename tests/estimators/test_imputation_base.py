@@ -62,7 +62,7 @@ def test_missing_cells_are_filled_within_the_range_and_observed_ones_stay(base, 
 
 def test_means_are_zero(table, hidden):
     Z = table.standardized()
-    base, blind, _ = fitted("mean", table, hidden)
+    base, blind, *_ = fitted("mean", table, hidden)
     assert_array_equal(base.completed(Z), np.nan_to_num(Z))
     assert base.memorises is False
     assert blind == base
@@ -70,7 +70,7 @@ def test_means_are_zero(table, hidden):
 
 def test_gaussian_imputes_conditional_means(table, hidden):
     Z = table.standardized()
-    base, _, normal = fitted("gaussian", table, hidden)
+    base, _, normal, _ = fitted("gaussian", table, hidden)
     parameters = normal.parameters
     means = conditional_mean(Z, parameters.location.numpy(), parameters.covariance.numpy())
     expected = np.clip(means, np.nanmin(Z, axis=0), np.nanmax(Z, axis=0))
@@ -81,7 +81,7 @@ def test_gaussian_imputes_conditional_means(table, hidden):
 def test_gaussian_that_extrapolates_is_cut_at_the_observed_range(table, hidden):
     """The row's only observed cell is a thousand deviations out, and so is its imputation."""
     Z = table.standardized()
-    base, _, normal = fitted("gaussian", table, hidden)
+    base, _, normal, _ = fitted("gaussian", table, hidden)
     column = int(np.abs(normal.parameters.covariance.numpy()[0, 1:]).argmax()) + 1
     far = np.array([[1e3, np.nan, np.nan, np.nan], [-1e3, np.nan, np.nan, np.nan]])
     ends = np.nanmin(Z[:, column]), np.nanmax(Z[:, column])
@@ -96,7 +96,7 @@ def test_gaussian_completes_a_row_that_no_number_can_describe(table, hidden):
 
 def test_trees_are_those_of_the_table(table, hidden):
     Z = table.standardized()
-    base, blind, _ = fitted("trees", table, hidden)
+    base, blind, *_ = fitted("trees", table, hidden)
     expected = fit_trees(Z, N_TREES, np.random.RandomState(0)).completed(Z)
     assert_array_equal(base.completed(Z), expected)
     assert not np.array_equal(blind.completed(Z), expected)
@@ -104,7 +104,7 @@ def test_trees_are_those_of_the_table(table, hidden):
 
 
 def test_stack_lies_between_its_parts_by_the_weight_of_the_column(table, stack):
-    Z, (base, _, _) = table.standardized(), stack
+    Z, (base, *_) = table.standardized(), stack
     linear, trees = base.gaussian.completed(Z), base.trees.completed(Z)
     assert_allclose(
         base.completed(Z), (1 - base.weights) * linear + base.weights * trees, atol=1e-14
@@ -114,10 +114,10 @@ def test_stack_lies_between_its_parts_by_the_weight_of_the_column(table, stack):
 
 
 def test_weights_of_the_stack_are_those_of_the_blind_parts_on_hidden_cells(table, hidden, stack):
-    Z, (base, blind, _) = table.standardized(), stack
+    Z, (base, blind, _, odds) = table.standardized(), stack
     seen = np.where(hidden, np.nan, Z)
     parts = blind.gaussian.completed(seen), blind.trees.completed(seen)
-    assert_array_equal(base.weights, column_weights(Z, *parts, hidden))
+    assert_array_equal(base.weights, column_weights(Z, *parts, hidden * odds))
     assert_array_equal(base.weights, blind.weights)
 
 
@@ -195,7 +195,7 @@ def test_hidden_cells_do_not_move_the_blind_base(base, table, hidden):
     seen = np.where(hidden, np.nan, table.standardized())
     seen = np.vstack([seen, 20 * seen])  # far rows, whose imputations are cut to the range
     moved = table._replace(X=np.where(hidden, 3 * table.X + 1e3, table.X))
-    (whole, blind, _), (other, same, _) = (fitted(base, each, hidden) for each in (table, moved))
+    (whole, blind, *_), (other, same, *_) = (fitted(base, each, hidden) for each in (table, moved))
     assert_array_equal(same.completed(seen), blind.completed(seen))
     assert np.array_equal(other.completed(seen), whole.completed(seen)) == (base == "mean")
 
@@ -229,7 +229,7 @@ class Spoilt(TransformerMixin, BaseEstimator):
 
 def test_own_imputer_sees_the_data_as_they_are_and_is_left_unfitted(table, hidden):
     own = KNNImputer(n_neighbors=3)
-    base, blind, _ = fitted(own, table, hidden)
+    base, blind, *_ = fitted(own, table, hidden)
     assert not hasattr(own, "n_features_in_")
     expected = KNNImputer(n_neighbors=3).fit_transform(table.X)
     found = base.completed(table.standardized()) * table.scale + table.center

@@ -48,7 +48,7 @@ def test_minimum_is_that_of_the_closed_form():
     ("optima", "scales", "accepted"),
     [
         ([1.0, 1.0, 1.0], [3.0, 3.0, 3.0], True),
-        # Less than 1.5 nats per target.
+        # Less than 2.5 nats per target.
         ([1.0, 1.0, 1.0], [1.4, 1.4, 1.4], False),
         # One target of three is for it, however much.
         ([3.0, -0.1, -0.1], [30.0, 1.0, 1.0], False),
