@@ -6,12 +6,21 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skbilevel import GaussianImputer, MIWAEImputer, NotMIWAEImputer
+from skbilevel import (
+    BilevelClassifier,
+    BilevelImputer,
+    BilevelRegressor,
+    GaussianImputer,
+    MIWAEImputer,
+    NotMIWAEImputer,
+)
 from skbilevel.estimators.imputer import Imputer
 from skbilevel.testing import IMPUTER_CHECKS, all_estimators, check_imputer
 
 # A network is fitted for one epoch: the checks are about the contract, not about what it learnt.
+FEW_STEPS = {"max_iter": 1, "pretrain_iter": 5, "student_iter": 50, "n_students": 1}
 FITTED_FAST = [
+    BilevelImputer(base="gaussian", **FEW_STEPS),
     GaussianImputer(),
     GaussianImputer(robust=True),
     GaussianImputer(covariance="factor"),
@@ -22,9 +31,21 @@ FITTED_FAST = [
     NotMIWAEImputer(mechanism="agnostic", max_iter=1),
 ]
 # Their defaults train for seconds in each of some hundred checks.
-FITTED_SLOWLY = [MIWAEImputer(), NotMIWAEImputer()]
+FITTED_SLOWLY = [
+    BilevelClassifier(),
+    BilevelImputer(),
+    BilevelRegressor(),
+    MIWAEImputer(),
+    NotMIWAEImputer(),
+]
+# They are imputers as well, but need labels.
+PREDICTORS = [
+    BilevelClassifier(base="mean", **FEW_STEPS),
+    BilevelRegressor(base="mean", **FEW_STEPS),
+]
 INCOMPLETE = [
     *(imputer for imputer in FITTED_FAST if not imputer.keep_empty_features),
+    BilevelImputer(**FEW_STEPS),
     GaussianImputer(shrinkage=0.5, n_jobs=2),
     NotMIWAEImputer(mechanism="censored", decoder="mlp", max_iter=1),
 ]
@@ -39,7 +60,7 @@ def passes(imputer, name):
 
 # scikit-learn's checks fit rows that are empty or constant in a column on purpose.
 @pytest.mark.filterwarnings("ignore:Dropping features")
-@parametrize_with_checks(FITTED_FAST)
+@parametrize_with_checks([*FITTED_FAST, *PREDICTORS])
 def test_estimator_passes_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
@@ -59,14 +80,14 @@ def test_imputer_passes_our_checks_on_incomplete_data(imputer, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMPUTER_CHECKS)
-@pytest.mark.parametrize("imputer", FITTED_SLOWLY, ids=repr)
+@pytest.mark.parametrize("imputer", FITTED_SLOWLY[1:2] + FITTED_SLOWLY[3:], ids=repr)
 def test_default_network_passes_our_checks_on_incomplete_data(imputer, name):
     passes(imputer, name)
 
 
 def test_every_public_imputer_is_put_to_the_checks_with_its_defaults():
     public = {cls for _, cls in all_estimators() if issubclass(cls, Imputer)}
-    of_defaults = [clone(imputer) for imputer in FITTED_FAST[:1] + FITTED_SLOWLY]
+    of_defaults = [clone(imputer) for imputer in FITTED_FAST[1:2] + FITTED_SLOWLY]
     assert {type(imputer) for imputer in of_defaults} == public
     assert all(repr(imputer) == repr(type(imputer)()) for imputer in of_defaults)
 
