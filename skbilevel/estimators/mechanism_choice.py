@@ -178,8 +178,10 @@ def _heard(
     rng: np.random.RandomState,
 ) -> tuple[Candidate | None, dict[str, float]]:
     """The best by evidence, judged by rows held out, or what shadow targets say in its place."""
-    signs = believed_signs(sample, rng)
     found = None if best is None else best.form
+    if found is not None and found.is_hard[sample.n_missing > 0].all():
+        return best, {}  # limits all over leave nothing to ask
+    signs = believed_signs(sample, rng)
     if says_no_more(signs, found):
         return best, {}
     told, gaps = best, {}

@@ -94,6 +94,15 @@ def test_limit_that_evidence_has_found_stays_as_it_is(deaf):
     assert_array_equal(filled, by_evidence)
 
 
+def test_limits_all_over_leave_nothing_to_ask(monkeypatch):
+    """Nor is the time of a tilt spent."""
+    monkeypatch.setattr(mechanism_choice, "believed_signs", None)
+    sample = Sample(np.zeros((9, 3)), np.array([5, 0, 5]), np.ones(3, dtype=bool), Fit())
+    best = Candidate(form([1, 0, -1], [1, 0, 1]), Fit(), 0.0, np.zeros(3))
+    rng = np.random.RandomState(0)
+    assert mechanism_choice._heard(best, [], np.zeros(3), sample, rng) == (best, {})
+
+
 def form(side, hard):
     return Form(np.array(side, dtype=float), np.array(hard, dtype=bool))
 
