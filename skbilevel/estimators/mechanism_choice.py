@@ -16,6 +16,7 @@ from skbilevel.estimators.mechanism_candidates import (
     FEW_ITERATIONS,
     Candidate,
     Fewest,
+    Fold,
     Form,
     Sample,
     candidate,
@@ -28,13 +29,19 @@ from skbilevel.estimators.mechanism_candidates import (
     sampled,
     uniform,
 )
+from skbilevel.estimators.mechanism_shadow import (
+    believed_signs,
+    says_no_more,
+    told_form,
+    with_known_sides,
+)
 from skbilevel.estimators.mechanism_start import hard_limits, with_limits
 from skbilevel.objectives.self_masking import SelfMasking
 
 _SIDES = {1.0: "above", -1.0: "below"}
 _NAMES = {False: "self_masking", True: "censored"}
 _BOTH = (False, True)
-MASK_MODEL = "mar with a model of the mask"
+MASK_MODEL, SHADOW = "mar with a model of the mask", "shadow targets"
 # What a column needs in order to tell whether it has a mechanism, and which of a known class.
 _TO_TELL, _ANY = Fewest(missing=10, observed=20), Fewest(missing=1, observed=2)
 
@@ -53,6 +60,8 @@ _ROUNDS = 2
 # On 200 rows of the development tables it leaves 3 false alarms of 80, and 69 mechanisms of 118
 # that help; 0 left 1, and an eighth fewer of the latter.
 _MAY_LACK = 0.03
+# The same where shadow targets speak for it. At random .3 and more are lacking.
+_HEARD_MAY_LACK = 0.1
 # Candidates that are judged by rows held out, those of most merit first.
 _MOST_TRIED = 3
 
@@ -129,6 +138,26 @@ def choose(Z: np.ndarray, rng: np.random.RandomState) -> Choice:
     if total == 0:
         return Choice("mar", hard_limits(Z, 0.0), {})
     mask_gains = regression_gains(sample, rng)
+    candidates, merits = _with_merits(sample, mask_gains)
+    gaps = {**_per_cell(candidates, total), MASK_MODEL: float(mask_gains.sum() / total)}
+    ranked = sorted(merits, key=merits.__getitem__, reverse=True)[:_MOST_TRIED]
+    tried = [key for key in ranked if merits[key] > -np.inf]
+    unseen = folds(sample, rng) if tried else []
+    best = None
+    for key in tried:
+        told = judged_by(unseen, candidates[key], sample.Z)
+        if _holds(told, mask_gains, sample, picked=key == "own"):
+            best = told
+            break
+    best, gaps_of_shadow = _heard(best, unseen, mask_gains, sample, rng)
+    gaps = {**gaps, **gaps_of_shadow}
+    return Choice("mar", hard_limits(Z, 0.0), gaps) if best is None else _choice(best, Z, gaps)
+
+
+def _with_merits(
+    sample: Sample, mask_gains: np.ndarray
+) -> tuple[dict[str, Candidate], dict[str, float]]:
+    """One mechanism for all columns, one for each where that leaves something open, and merits."""
     candidates = _uniform_candidates(sample, _BOTH)
     merits = {key: _merit(each, mask_gains, sample) for key, each in candidates.items()}
     own = None
@@ -136,16 +165,38 @@ def choose(Z: np.ndarray, rng: np.random.RandomState) -> Choice:
         own = _own_candidate(sample, candidates, mask_gains)
     if own is not None:
         candidates["own"] = own
-        merits["own"] = _merit(own, mask_gains, sample, picked=True) - _FOR_OWN * total
-    gaps = {**_per_cell(candidates, total), MASK_MODEL: float(mask_gains.sum() / total)}
-    ranked = sorted(merits, key=merits.__getitem__, reverse=True)[:_MOST_TRIED]
-    tried = [key for key in ranked if merits[key] > -np.inf]
-    unseen = folds(sample, rng) if tried else []
-    for key in tried:
-        told = judged_by(unseen, candidates[key], sample.Z)
-        if _holds(told, mask_gains, sample, picked=key == "own"):
-            return _choice(candidates[key], Z, gaps)
-    return Choice("mar", hard_limits(Z, 0.0), gaps)
+        margin = _FOR_OWN * float(sample.n_missing.sum())
+        merits["own"] = _merit(own, mask_gains, sample, picked=True) - margin
+    return candidates, merits
+
+
+def _heard(
+    best: Candidate | None,
+    unseen: list[Fold],
+    mask_gains: np.ndarray,
+    sample: Sample,
+    rng: np.random.RandomState,
+) -> tuple[Candidate | None, dict[str, float]]:
+    """The best by evidence, judged by rows held out, or what shadow targets say in its place."""
+    found = None if best is None else best.form
+    if found is not None and found.is_hard[sample.n_missing > 0].all():
+        return best, {}  # limits all over leave nothing to ask
+    signs = believed_signs(sample, rng)
+    if says_no_more(signs, found):
+        return best, {}
+    told, gaps = best, {}
+    form = told_form(signs, found)
+    if best is None or not all(map(np.array_equal, form, best.form)):
+        shadow = candidate(sample.Z, form, sample.mar)
+        told = judged_by(unseen or folds(sample, rng), shadow, sample.Z)
+        gaps = _per_cell({SHADOW: shadow}, sample.n_missing.sum())
+        if not _holds(told, mask_gains, sample, may_lack=_HEARD_MAY_LACK):
+            return best, gaps
+    assert told is not None
+    is_seen = told.insight > _SEEN * sample.n_missing
+    if found is not None and says_no_more(signs * is_seen, found):
+        return best, gaps
+    return with_known_sides(told, is_seen, sample, rng), gaps
 
 
 def _per_cell(candidates: dict[str, Candidate], total: int) -> dict[str, float]:
@@ -171,10 +222,16 @@ def _merit(
     return beyond[0] + _FOR_HARD * float(sample.n_missing[judged.form.is_hard].sum())
 
 
-def _holds(judged: Candidate, mask_gains: np.ndarray, sample: Sample, picked: bool) -> bool:
+def _holds(
+    judged: Candidate,
+    mask_gains: np.ndarray,
+    sample: Sample,
+    picked: bool = False,
+    may_lack: float = _MAY_LACK,
+) -> bool:
     """Whether a candidate of merit has some on rows that its fit has not seen."""
     cells, beyond = _beyond(judged, mask_gains, sample)
-    least = _OF_PICKED if picked else -_MAY_LACK
+    least = _OF_PICKED if picked else -may_lack
     enough = min(beyond[1], beyond[0] if picked else sum(beyond)) > least * cells
     return bool(enough and judged.insight.sum() >= _SEEN * cells)
 

@@ -46,6 +46,8 @@ class NotMIWAEImputer(LatentVariableImputer):
           where no linear model is fitted.
         - "auto": one of the above, or a mixture by column, where the evidence is clear, else
           "mar". It compares linear models, for continuous columns, up to 200 with a network.
+          Where a tilt learnt from shadow targets is clear, it gives the signs beside the
+          evidence.
         - "agnostic", "nonlinear": logistic in all values of the row, directly or through a
           hidden layer.
         - a module or function from rows, a float32 tensor of shape (..., n_fitted) in the units
@@ -142,8 +144,8 @@ class NotMIWAEImputer(LatentVariableImputer):
     evidence_ : dict of str to float
         Gain of each candidate over missing at random at constant rates, in nats per missing
         cell: of a limit or a probit "above" or "below" for all columns, of one for each column
-        ("own"), and of missing at random with a model of the mask. Empty where nothing was
-        compared.
+        ("own"), or of the signs of a tilt ("shadow targets"), and of missing at random with a
+        model of the mask. Empty where nothing was compared.
     reliability_ : ndarray of shape (n_fitted,)
         How well the others predict each column on its observed cells, as the tail prior goes by
         it; 1 leaves a column alone.

@@ -157,6 +157,8 @@ def test_next_candidate_is_asked_where_the_first_does_not_hold(monkeypatch):
         return told._replace(gain=-1e3) if judged.form.is_hard.any() else told
 
     monkeypatch.setattr(mechanism_choice, "judged_by", no_limit)
+    # Shadow targets would bring the limit back.
+    monkeypatch.setattr(mechanism_choice, "believed_signs", lambda *_: np.zeros(5))
     choice = chosen(X)
     assert asked[0] and not all(asked)
     assert choice.name == "self_masking"
