@@ -1,7 +1,7 @@
 """The imputation that a teacher corrects: a normal, trees, a mix of both, means, or one's own.
 
 Everything here is in standardised units, a user's own imputer aside, which sees the data as they
-are. Imputed cells stay within the range of the observed ones.
+are. The normal is kept near the observed range: a line goes on where the data do not.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ N_TREES, N_TREES_TO_WEIGH = 30, 10
 # The pool counts as much for a column's weight as twice the held-out cells of the mean column.
 _POOLED = 2.0
 _MAX_ITER, _TOL = 200, 1e-3
+_BEYOND = 1.0
 
 
 class Base(Protocol):
@@ -48,7 +49,7 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class Range:
-    """Least and largest observed value of each column, (d,)."""
+    """Least and largest value that a column, (d,), is imputed by."""
 
     low: np.ndarray
     high: np.ndarray
@@ -253,7 +254,8 @@ def column_weights(
 
 
 def _range(Z: np.ndarray) -> Range:
-    return Range(np.nanmin(Z, axis=0), np.nanmax(Z, axis=0))
+    """A deviation beyond what was observed: where extreme values go missing, some are beyond."""
+    return Range(np.nanmin(Z, axis=0) - _BEYOND, np.nanmax(Z, axis=0) + _BEYOND)
 
 
 def base_state(base: Base) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-# Weights are kept within these bounds, relative to their mean; few cells teach no odds.
-_LEAST, _MOST, _FEWEST = 0.1, 10.0, 10
+# Weights are kept within these bounds, relative to their mean: larger ones rest on few cells, of
+# which there are too few to tell anything.
+_LEAST, _MOST, _FEWEST = 1 / 3, 3.0, 10
 _C = 0.1
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.ensemble import ExtraTreesRegressor
 
 _LEAF, _SHARE_OF_COLUMNS = 2, 0.7
-_ROUNDS = 2
+_ROUNDS = 3
 # Trees of more rows than this know little more, and take memory for every row.
 _MOST_ROWS = 4000
 _ROWS_AT_A_TIME = 4096

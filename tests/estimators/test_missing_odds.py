@@ -20,17 +20,17 @@ def table(slope, n=4000, seed=0):
 
 def test_weighted_observed_cells_have_the_mean_of_missing_ones():
     """The identity of importance weighting, where a mean of the observed is far off."""
-    rows, observed = table(slope=1.0)
+    rows, observed = table(slope=0.5)
     known, weights = observed[:, 1], missing_odds(observed, rows)[:, 1]
     missing = rows[~known, 1].mean()
-    assert abs(rows[known, 1].mean() - missing) > 0.5
+    assert abs(rows[known, 1].mean() - missing) > 0.3
     assert np.average(rows[known, 1], weights=weights[known]) == pytest.approx(missing, abs=0.06)
 
 
 def test_weights_are_the_odds_that_hid_the_cells():
     rows, observed = table(slope=0.7)
     weights = missing_odds(observed, rows)[:, 1]
-    inside = (weights > 0.11) & (weights < 9)
+    inside = (weights > 0.4) & (weights < 2.5)
     slope = np.polyfit(rows[inside, 0], np.log(weights[inside]), 1)[0]
     assert slope == pytest.approx(0.7, abs=0.1)
 
@@ -39,7 +39,7 @@ def test_weights_have_mean_1_and_are_bounded():
     rows, observed = table(slope=4.0)
     weights = missing_odds(observed, rows)[:, 1]
     assert weights[observed[:, 1]].mean() == pytest.approx(1, rel=1e-12)
-    assert weights.max() / weights.min() <= 100 * (1 + 1e-12)
+    assert weights.max() / weights.min() <= 9 * (1 + 1e-12)
 
 
 def test_what_goes_missing_at_random_weighs_about_the_same():

@@ -98,7 +98,7 @@ def columns_in_turn(Z, seed, n_trees=7):
         filled[i, j] = np.mean([z for z in Z[:, j] if not np.isnan(z)])
     by_missing = sorted(range(Z.shape[1]), key=lambda j: missing[:, j].sum())
     fitted = []
-    for is_last in (False, True):
+    for is_last in (False, False, True):
         for j in by_missing:
             if not missing[:, j].any() and not is_last:
                 continue
