@@ -34,7 +34,7 @@ HEADS = {
     "continuous": lambda: RidgeCV(np.logspace(-2, 3, 12)),
     "auto": lambda: LogisticRegression(max_iter=500),
 }
-_N_NETWORKS, _N_STEPS, _BATCH = 4, 300, 256
+_N_NETWORKS, _N_STEPS, _BATCH = 4, 250, 256
 
 
 _RIDGES = np.logspace(-3, 4, 15)

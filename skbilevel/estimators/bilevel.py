@@ -83,14 +83,14 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         "exact" solves with the Gauss-Newton matrix itself, for small students.
     cg_iter : int, default=5
         Conjugate gradient steps in each iteration.
-    max_iter : int, default=60
+    max_iter : int, default=40
         Iterations of teacher and students.
     inner_iter : int, default=3
         Steps of a student in each of them.
-    pretrain_iter : int, default=400
+    pretrain_iter : int, default=300
         Steps of the teacher before, on its own loss.
     student_iter : "auto" or int, default="auto"
-        Steps of the students that predict; "auto" is 300, or as many as show all rows 60 times,
+        Steps of the students that predict; "auto" is 250, or as many as show all rows 60 times,
         but at most 3000.
     n_students : int, default=4
         Their number; outputs are averaged. Every second one does not learn from the teacher, but
@@ -205,9 +205,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         bilevel_weight: float = 1.0,
         curvature: str = "gauss_newton",
         cg_iter: int = 5,
-        max_iter: int = 60,
+        max_iter: int = 40,
         inner_iter: int = 3,
-        pretrain_iter: int = 400,
+        pretrain_iter: int = 300,
         student_iter: int | str = "auto",
         n_students: int = 4,
         hidden_layer_sizes: int | Sequence[int] = (128, 128),

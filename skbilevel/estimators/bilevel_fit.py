@@ -40,7 +40,7 @@ _SHARE_TO_CONFIRM, _FEWEST_TO_CONFIRM = 0.2, 8
 _STANDARD_ERRORS, _WORSE_CELLS = 2.0, 1.01
 # Labels to stop the teacher's label by; with fewer labels it stays at its base.
 _SHARE_OF_LABELS, _FEWEST_LABELS = 0.1, 20
-_TO_CONFIRM_STEPS = 150
+_TO_CONFIRM_STEPS = 100
 
 
 @dataclass(frozen=True)

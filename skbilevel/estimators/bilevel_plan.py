@@ -21,7 +21,7 @@ _FROM_0 = Interval(Real, 0, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
 _A_RATE = Interval(Real, 0, 1, closed="left")
 
-_WARM_UP = 100
+_WARM_UP = 60
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "base": [StrOptions(set(BASES)), HasMethods(["fit", "transform"])],

@@ -12,7 +12,7 @@ from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.tree_imputation import Forest, grown, new_forest
 
 _ALPHAS = np.logspace(-2, 4, 13)
-_N_FOLDS, _FEWEST_FOR_RIDGE, _N_TREES = 5, 10, 60
+_N_FOLDS, _FEWEST_FOR_RIDGE, _N_TREES = 5, 10, 30
 # Shares of classes that a ridge regression tells are kept off 0 and 1.
 _LEAST_SHARE = 0.02
 

@@ -19,7 +19,7 @@ from skbilevel.solvers.training import ParameterGroup, Schedule, train
 
 _RATE, _LARGEST_NORM = 5e-3, 5.0
 # Steps that are made without being told their number.
-_FEWEST_STEPS, _MOST_STEPS, _N_EPOCHS = 300, 3000, 60
+_FEWEST_STEPS, _MOST_STEPS, _N_EPOCHS = 250, 3000, 60
 
 
 class Examples(NamedTuple):
@@ -136,7 +136,7 @@ def trained_students(
 ) -> list[Student]:
     """One student for each of the lectures, of one table, trained side by side.
 
-    ``n_steps`` "auto" is 300, or as many as show all rows 60 times, but at most 3000.
+    ``n_steps`` "auto" is 250, or as many as show all rows 60 times, but at most 3000.
     """
     first = lectures[0]
     n_columns, n_targets = first.features.shape[1], first.outputs.shape[1]

@@ -15,7 +15,8 @@ import numpy as np
 from sklearn.ensemble import ExtraTreesRegressor
 
 _LEAF, _SHARE_OF_COLUMNS = 2, 0.7
-_ROUNDS = 3
+# Trees of the rounds before the last, which only fill in what others are predicted from.
+_ROUNDS, _FEW_TREES = 3, 10
 # Trees of more rows than this know little more, and take memory for every row.
 _MOST_ROWS = 4000
 _ROWS_AT_A_TIME = 4096
@@ -27,17 +28,18 @@ class Forest(NamedTuple):
     Attributes
     ----------
     roots : ndarray of shape (t,), int32
-    feature, left, right : ndarray of shape (k,), int32
-        Of each node; ``left`` is -1 at leaves.
+    feature : ndarray of shape (k,), int32
+        Of each node; negative at leaves.
+    right : ndarray of shape (k,), int32
+        Where larger values go; others go to the next node.
     threshold : ndarray of shape (k,), float64
-        A value up to it goes left.
+        The largest value that does not go right.
     value : ndarray of shape (k,) or (k, q), float64
         What a leaf predicts.
     """
 
     roots: np.ndarray
     feature: np.ndarray
-    left: np.ndarray
     right: np.ndarray
     threshold: np.ndarray
     value: np.ndarray
@@ -48,16 +50,20 @@ class Forest(NamedTuple):
         # Trees are grown on float32, and a value equal to a threshold has to go the same way.
         with np.errstate(over="ignore"):
             cells = X.astype(np.float32).ravel()
-        nodes = np.repeat(self.roots, n_rows)
-        starts = np.tile(np.arange(0, n_rows * n_columns, n_columns), len(self.roots))
-        inside = np.arange(len(nodes))
-        while len(inside):
-            at = nodes[inside]
-            inside = inside[self.left[at] >= 0]
-            at = nodes[inside]
-            goes_left = cells[starts[inside] + self.feature[at]] <= self.threshold[at]
-            nodes[inside] = np.where(goes_left, self.left[at], self.right[at])
-        of_trees = self.value[nodes].reshape(len(self.roots), n_rows, *self.value.shape[1:])
+        leaves = np.repeat(self.roots, n_rows)
+        # Who is still on the way, at which node, and where the cells of the row begin.
+        who, at = np.arange(len(leaves)), leaves
+        start = np.tile(np.arange(0, n_rows * n_columns, n_columns), len(self.roots))
+        while len(who):
+            feature = self.feature[at]
+            goes_on = feature >= 0
+            if not goes_on.all():
+                leaves[who[~goes_on]] = at[~goes_on]
+                who, at, start = who[goes_on], at[goes_on], start[goes_on]
+                feature = feature[goes_on]
+            goes_left = cells[start + feature] <= self.threshold[at]
+            at = np.where(goes_left, at + 1, self.right[at])
+        of_trees = self.value[leaves].reshape(len(self.roots), n_rows, *self.value.shape[1:])
         return of_trees.mean(axis=0)
 
 
@@ -78,22 +84,13 @@ def grown(X: np.ndarray, y: np.ndarray, n_trees: int, rng: np.random.RandomState
         X, y = X[index], y[index]
     model = new_forest(n_trees, rng)
     trees = [each.tree_ for each in model.fit(X, y).estimators_]
-    sizes = [tree.node_count for tree in trees]
-    roots = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
-    shifted = {
-        name: np.concatenate(
-            [
-                np.where(nodes >= 0, nodes + root, -1)
-                for nodes, root in zip((getattr(tree, name) for tree in trees), roots, strict=True)
-            ]
-        ).astype(np.int32)
-        for name in ("children_left", "children_right")
-    }
+    roots = np.cumsum([0, *(tree.node_count for tree in trees[:-1])]).astype(np.int32)
+    right = [tree.children_right + root for tree, root in zip(trees, roots, strict=True)]
+    # They are grown depth first, so that the left child of a node is the next one.
     return Forest(
         roots,
         np.concatenate([tree.feature for tree in trees]).astype(np.int32),
-        shifted["children_left"],
-        shifted["children_right"],
+        np.concatenate(right).astype(np.int32),
         np.concatenate([tree.threshold for tree in trees]),
         np.concatenate([tree.value[:, :, 0] for tree in trees]).reshape(-1, *y.shape[1:]),
     )
@@ -143,7 +140,7 @@ def fit_trees(Z: np.ndarray, n_trees: int, rng: np.random.RandomState) -> TreeIm
     Z : ndarray of shape (n, d)
         Rows with NaN at missing cells, an observed one in every column.
     n_trees : int
-        Of each forest.
+        Of each forest of the last round.
     rng : RandomState
     """
     missing = np.isnan(Z)
@@ -152,14 +149,16 @@ def fit_trees(Z: np.ndarray, n_trees: int, rng: np.random.RandomState) -> TreeIm
     order = np.argsort(missing.sum(axis=0), kind="stable").tolist()
     if Z.shape[1] == 1:
         return TreeImputation(start, [])
-    for is_last in (False,) * (_ROUNDS - 1) + (True,):
+    for number in range(_ROUNDS):
+        is_last = number == _ROUNDS - 1
+        n_grown = n_trees if is_last else min(n_trees, _FEW_TREES)
         for column in order:
             lacking = missing[:, column]
             # A complete column has nothing to tell the others anew: only new rows may lack it.
             if not (lacking.any() or is_last):
                 continue
             others = np.delete(filled, column, axis=1)
-            forest = grown(others[~lacking], Z[~lacking, column], n_trees, rng)
+            forest = grown(others[~lacking], Z[~lacking, column], n_grown, rng)
             sequence.append((column, forest))
             predict_into(filled, lacking, column, forest)
     return TreeImputation(start, sequence)

@@ -126,7 +126,7 @@ def test_trees_get_the_share_that_lowers_the_error_out_of_fold():
     draws = stream(3)
     folds = KFold(5, shuffle=True, random_state=draws.randint(2**31 - 1))
     seed = draws.randint(2**31 - 1)
-    forest = ExtraTreesRegressor(60, min_samples_leaf=2, max_features=0.7, random_state=seed)
+    forest = ExtraTreesRegressor(30, min_samples_leaf=2, max_features=0.7, random_state=seed)
     ridge = RidgeCV(10.0 ** (np.arange(13) / 2 - 2))
     unseen = np.zeros((2, 150))
     for others, fold in folds.split(table):
