@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bilevel_designs import Split, Table, teacher_case, tilt_case
+from bilevel_designs import Split, synthetic_linear, teacher_case, tilt_case
 from bilevel_peers import HEADS, IMPUTERS, boosted, masked_network, ridge_head, score
-from real_data import bilevel_sets, tilt_sets
+from real_data import Table, bilevel_sets, tilt_sets
 from record import circumstances
 from sklearn.base import clone
 from sklearn.impute import IterativeImputer
@@ -200,6 +200,12 @@ def _with_weight(case: Split, seed: int, weight: float) -> Cell:
 TABLES = {"imputation": imputation, "prediction": prediction, "tilt": tilt, "teacher": teacher}
 
 
+def _sets_of(table: str, data_dir: Path | None) -> dict[str, Table]:
+    if table == "tilt":
+        return {"synthetic linear": synthetic_linear(), **tilt_sets(data_dir)}
+    return bilevel_sets(data_dir)
+
+
 def main() -> None:
     """Run the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -213,7 +219,7 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     print(json.dumps(circumstances()))
     for name in arguments.tables.split(","):
-        sets = (tilt_sets if name == "tilt" else bilevel_sets)(arguments.data_dir)
+        sets = _sets_of(name, arguments.data_dir)
         chosen = [each for each in arguments.sets.split(",") if each in sets] or list(sets)
         TABLES[name]({each: sets[each] for each in chosen}, seeds, Cells(arguments.cells))
 

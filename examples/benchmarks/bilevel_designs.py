@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.random import RandomState
 from numpy.typing import NDArray
+from real_data import Table
 from scipy.special import expit
 
 Array = NDArray[np.float64]
@@ -19,14 +20,6 @@ Mask = NDArray[np.bool_]
 _FARTHEST = 8.0
 # Features of a day without the season, which a day before shares.
 _DAILY = 18
-
-
-class Table(NamedTuple):
-    """Features (n, d) and a target (n,), numbers or classes."""
-
-    X: Array
-    y: NDArray
-    is_class: bool = False
 
 
 class Split(NamedTuple):

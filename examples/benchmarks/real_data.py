@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bilevel_designs import Table, synthetic_linear
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+
+
+class Table(NamedTuple):
+    """Features (n, d) and a target (n,), numbers or classes."""
+
+    X: np.ndarray
+    y: np.ndarray
+    is_class: bool = False
 
 
 class Source(NamedTuple):
@@ -270,8 +277,8 @@ def bilevel_sets(data_dir: Path | None) -> dict[str, Table]:
 
 
 def tilt_sets(data_dir: Path | None) -> dict[str, Table]:
-    """The six tables of the tilt: five real ones and one that is linear by construction."""
-    return {"synthetic linear": synthetic_linear(), **_at_hand(_TILT, data_dir)}
+    """The five real tables of the tilt."""
+    return _at_hand(_TILT, data_dir)
 
 
 def _at_hand(sources: Sources, data_dir: Path | None) -> dict[str, np.ndarray]:
