@@ -23,12 +23,13 @@ from skbilevel.estimators.tree_imputation import (
     tree_imputation_of,
 )
 
-# Trees of the imputer, and of the one that only tells how far it can be trusted.
-N_TREES, N_TREES_TO_WEIGH = 30, 10
+# Trees of a forest. Fewer in the blind one would make all trees look worse than they are; a round
+# less would not.
+N_TREES, _BLIND_ROUNDS = 30, 2
 # The pool counts as much for a column's weight as twice the held-out cells of the mean column.
 _POOLED = 2.0
 _MAX_ITER, _TOL = 200, 1e-3
-_BEYOND = 1.0
+_BEYOND = 3.0
 
 
 class Base(Protocol):
@@ -201,7 +202,7 @@ def _trees(
 ) -> tuple[TreeBase, TreeBase]:
     return (
         TreeBase(fit_trees(table.standardized(), N_TREES, rng)),
-        TreeBase(fit_trees(visible.standardized(), N_TREES_TO_WEIGH, rng)),
+        TreeBase(fit_trees(visible.standardized(), N_TREES, rng, _BLIND_ROUNDS)),
     )
 
 
@@ -254,7 +255,7 @@ def column_weights(
 
 
 def _range(Z: np.ndarray) -> Range:
-    """A deviation beyond what was observed: where extreme values go missing, some are beyond."""
+    """Three deviations beyond what was observed: extreme values are among the missing ones."""
     return Range(np.nanmin(Z, axis=0) - _BEYOND, np.nanmax(Z, axis=0) + _BEYOND)
 
 

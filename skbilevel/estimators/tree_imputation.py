@@ -16,7 +16,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 _LEAF, _SHARE_OF_COLUMNS = 2, 0.7
 # Trees of the rounds before the last, which only fill in what others are predicted from.
-_ROUNDS, _FEW_TREES = 3, 10
+_FEW_TREES = 10
 # Trees of more rows than this know little more, and take memory for every row.
 _MOST_ROWS = 4000
 _ROWS_AT_A_TIME = 4096
@@ -132,7 +132,9 @@ def tree_imputation_of(state: dict[str, Any]) -> TreeImputation:
     return TreeImputation(state["start"], list(zip(state["columns"], forests, strict=True)))
 
 
-def fit_trees(Z: np.ndarray, n_trees: int, rng: np.random.RandomState) -> TreeImputation:
+def fit_trees(
+    Z: np.ndarray, n_trees: int, rng: np.random.RandomState, n_rounds: int = 3
+) -> TreeImputation:
     """Columns with the fewest missing cells first, each from the others, in rounds.
 
     Parameters
@@ -142,6 +144,7 @@ def fit_trees(Z: np.ndarray, n_trees: int, rng: np.random.RandomState) -> TreeIm
     n_trees : int
         Of each forest of the last round.
     rng : RandomState
+    n_rounds : int, default=3
     """
     missing = np.isnan(Z)
     start = np.nanmean(Z, axis=0)
@@ -149,8 +152,8 @@ def fit_trees(Z: np.ndarray, n_trees: int, rng: np.random.RandomState) -> TreeIm
     order = np.argsort(missing.sum(axis=0), kind="stable").tolist()
     if Z.shape[1] == 1:
         return TreeImputation(start, [])
-    for number in range(_ROUNDS):
-        is_last = number == _ROUNDS - 1
+    for number in range(n_rounds):
+        is_last = number == n_rounds - 1
         n_grown = n_trees if is_last else min(n_trees, _FEW_TREES)
         for column in order:
             lacking = missing[:, column]
