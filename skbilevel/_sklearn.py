@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sklearn.base import _fit_context
 from sklearn.callback import CallbackSupportMixin, with_callbacks
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.impute import MissingIndicator
 from sklearn.utils._missing import is_scalar_nan
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -26,6 +26,7 @@ __all__ = [
     "UNUSED",
     "CallbackSupportMixin",
     "ConvergenceWarning",
+    "DataConversionWarning",
     "FitLoop",
     "HasMethods",
     "Interval",

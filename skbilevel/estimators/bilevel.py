@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
@@ -21,7 +21,7 @@ from skbilevel._sklearn import (
     fit_method,
 )
 from skbilevel.estimators.bilevel_fit import BilevelFit, fit_bilevel
-from skbilevel.estimators.bilevel_plan import CONSTRAINTS, settings_of, sizes
+from skbilevel.estimators.bilevel_plan import CONSTRAINTS, settings_of
 from skbilevel.estimators.bilevel_state import BilevelModel, fitted_attributes, model_of, told
 from skbilevel.estimators.bilevel_target import Target, encoded, labels_of, merged
 from skbilevel.estimators.feature_dropout import held_out_cells
@@ -34,11 +34,15 @@ from skbilevel.numerics.threads import single_thread
 
 
 def _predicts(imputer: Any) -> bool:
-    return hasattr(imputer, "target_type_")
+    if imputer._needs_labels or hasattr(imputer, "target_type_"):
+        return True
+    raise AttributeError("predict needs a fit with labels.")
 
 
 def _classifies(imputer: Any) -> bool:
-    return hasattr(imputer, "classes_")
+    if imputer._needs_labels == "classes" or hasattr(imputer, "classes_"):
+        return True
+    raise AttributeError("predict_proba needs a fit with classes.")
 
 
 class BilevelImputer(CallbackSupportMixin, Imputer):
@@ -69,10 +73,12 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         What the tilt is learnt from: the other columns, ``y``, or both. None is no tilt.
     outer : {"crossfit", "holdout", "imputed", "imputed_direct"}, default="crossfit"
         Which rows judge a student and so the teacher. "crossfit": each of ``n_folds`` students the
-        fold that it has not seen. "holdout": one student, three tenths of the labelled rows, as
-        Algorithm 1 of the source, without a bound and without confirmation; with few labels it
-        overfits them. The other two judge rows that the teacher has imputed, into which it can
-        write their labels; they exist to show that leak, and warn.
+        fold that it has not seen; a fifth of the labelled rows, at least eight, confirm what comes
+        of it, so that with fewer than 40 labels there is no loop. "holdout": one student, three
+        tenths of the labelled rows, as Algorithm 1 of the source, without a bound and without
+        confirmation: ``selected_`` is then "bilevel", and that student predicts, whatever
+        ``n_students`` says; with few labels it overfits. The other two judge rows that the teacher
+        has imputed, into which it can write their labels; they exist to show that leak, and warn.
     n_folds : int, default=3
         Folds of "crossfit".
     bilevel_weight : float, default=1.0
@@ -100,8 +106,10 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Widths of the hidden layers of the teacher and of a student, which also has a linear part;
         an empty sequence is a linear student.
     mask_ratio : "mix" or float, default="mix"
-        Share of the observed cells that the teacher must reconstruct. "mix": every row its own
-        share, or the pattern of another row.
+        Share of the observed cells that are hidden from the teacher while it learns. "mix": every
+        row its own share, or the pattern of another row. It learns from all of them where the
+        base does not remember what it has seen ("gaussian", "mean"), else from a tenth of the
+        cells, which are hidden from the base as well.
     feature_dropout : "empirical" or float, default="empirical"
         Share of the cells that a student does without while it learns. "empirical": the pattern
         of another row.
@@ -134,9 +142,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
     selected_ : {"base", "mae", "bilevel"}
         The teacher that was kept: none, one that has learnt to reconstruct, or one that has also
         learnt from its students.
-    tilt_ : ndarray of shape (n_fitted,)
+    tilt_ : ndarray of shape (`n_features_in_`,)
         Log odds of being missing per standard deviation of the column: positive where high values
-        are missing. 0 unless accepted.
+        are missing. 0 unless accepted, and for empty features.
     tilt_accepted_ : bool
         Whether the targets agreed on it.
     shadow_gain_ : dict
@@ -189,6 +197,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
     """
 
     _parameter_constraints: dict = {**Imputer._parameter_constraints, **CONSTRAINTS}  # noqa: RUF012
+
+    # Whether there is no fit without labels, and of which kind: "numbers" or "classes".
+    _needs_labels = ""
 
     selected_: str
     n_iter_: int
@@ -283,6 +294,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         """
         # Sums follow the order of memory, and training would enlarge their rounding.
         incomplete = np.ascontiguousarray(self._start_fit(X), dtype=np.float64)
+        settings = settings_of(self, len(incomplete))
         target = self._encoded(y, len(incomplete))
         names = self._names(~self.empty_features_)
         rng = check_random_state(self.random_state)
@@ -291,12 +303,12 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         report = FitLoop(self, X, y, self.max_iter)
 
         def attributes(fit: BilevelFit) -> dict[str, Any]:
-            return fitted_attributes(fit, target, names, self.outer, seed)
+            return fitted_attributes(fit, target, names, ~self.empty_features_, seed)
 
         fit = fit_bilevel(
             table,
             target,
-            settings_of(self),
+            settings,
             rng,
             lambda current: report.step(lambda: attributes(current())),
         )
@@ -311,7 +323,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             return None
         return encoded(y, self.target_type, self.missing_label, n_rows)
 
-    def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None, **params: Any) -> Any:
+    def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None) -> Any:
         """Fit, and impute the same rows.
 
         With ``cross_fit`` every row is imputed by a model fitted to other folds of the rows, so
@@ -328,33 +340,40 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         ndarray of shape (n_samples, n_features_out)
         """
         if self.cross_fit is None:
-            return super().fit_transform(X, y, **params)
+            return super().fit_transform(X, y)
         return self.fit(X, y)._cross_fitted(X, y)
 
     def _cross_fitted(self, X: ArrayLike, y: ArrayLike | None) -> Floats:
         """Rows with their missing cells from models of the other folds."""
-        rows = self._validate_incomplete(X, reset=False)
-        whole = self._out_of(rows)
-        missing = np.isnan(self._with_nan(rows))[:, self._kept_features()]
+        rows, whole = self._validate_incomplete(X, reset=False), self._out_of(X)
+        kept = self._kept_features()
+        missing = np.isnan(self._with_nan(rows))[:, kept]
         folds = KFold(self.cross_fit, shuffle=True, random_state=self._seed % 2**32)
         for others, fold in folds.split(rows):
-            part = clone(self).set_params(
-                add_indicator=False, keep_empty_features=True, random_state=self._seed % 2**32
-            )
+            part = clone(self).set_params(**self._settings_of_a_fold())
             labels = None if y is None else column_or_1d(y, dtype=None)[others]
-            imputed = part.fit(rows[others], labels)._out_of(rows[fold])[:, self._kept_features()]
-            kept = whole[fold][:, : missing.shape[1]]
-            whole[fold, : missing.shape[1]] = np.where(missing[fold], imputed, kept)
+            imputed = part.fit(rows[others], labels)._out_of(rows[fold])[:, kept]
+            # What is not observed in the other folds is left to the model of all rows.
+            told = missing[fold] & ~part.empty_features_[kept]
+            whole[fold, : len(kept)] = np.where(told, imputed, whole[fold, : len(kept)])
         return whole
 
-    def _out_of(self, rows: Floats) -> Floats:
+    def _settings_of_a_fold(self) -> dict[str, Any]:
+        settings = {
+            "add_indicator": False,
+            "keep_empty_features": True,
+            "random_state": self._seed % 2**32,
+        }
+        if not self._needs_labels and hasattr(self, "target_type_"):
+            settings["target_type"] = self.target_type_
+        return settings
+
+    def _out_of(self, rows: ArrayLike) -> Floats:
         """`transform` without the container of `set_output`."""
         return Imputer.transform.__wrapped__(self, rows)  # type: ignore[attr-defined]
 
     def _fitted_model(self) -> BilevelModel:
-        return model_of(
-            self._model, sizes(self.hidden_layer_sizes), sizes(self.student_hidden_layer_sizes)
-        )
+        return model_of(self._model)
 
     def _completer(self) -> RowCompleter:
         return self._fitted_model().completed
@@ -417,13 +436,15 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         rows, model = self._incomplete(X), self._fitted_model()
         labels, labelled = labels_of(y, self.missing_label, len(rows))
         if labelled.all():
-            return labels
+            return labels.copy()
         outputs = model.labels(rows[~labelled])
         filled = told(outputs, self._target, getattr(self, "classes_", None))
         return merged(labels, labelled, filled)
 
     @single_thread()
-    def score(self, X: ArrayLike, y: ArrayLike | None = None) -> float:
+    def score(
+        self, X: ArrayLike, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
         """R2 or accuracy of `predict` on the labelled rows.
 
         Fitted without labels, minus the root mean squared error of a fifth of the observed cells,
@@ -435,6 +456,8 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             Rows with missing cells.
         y : array-like of shape (n_samples,), default=None
             Labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Of the rows, for R2 or accuracy.
 
         Returns
         -------
@@ -446,7 +469,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             If the imputer was fitted with labels, and no row has one here.
         """
         check_is_fitted(self)
-        if not _predicts(self):
+        if not hasattr(self, "target_type_"):
             return -self._hidden_cell_error(self._incomplete(X))
         n_rows = len(self._incomplete(X))
         if y is None:
@@ -455,9 +478,12 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         if not labelled.any():
             raise ValueError("score needs a label in y, and no row has one.")
         truth, predicted = labels[labelled], self.predict(X)[labelled]
-        if _classifies(self):
-            return float(accuracy_score(truth.astype(predicted.dtype), predicted))
-        return float(r2_score(truth.astype(np.float64), predicted))
+        weight = None if sample_weight is None else np.asarray(sample_weight)[labelled]
+        if hasattr(self, "classes_"):
+            # Compared as Python objects: a cast could cut a string, or a fraction, to a class.
+            is_right = [a == b for a, b in zip(truth.tolist(), predicted.tolist(), strict=True)]
+            return float(np.average(is_right, weights=weight))
+        return float(r2_score(truth.astype(np.float64), predicted, sample_weight=weight))
 
     def _hidden_cell_error(self, rows: Floats) -> float:
         hidden = held_out_cells(~np.isnan(rows), np.random.RandomState(self._seed % 2**32))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skbilevel.estimators.bilevel_target import Target
-from skbilevel.estimators.bilevel_training import Classroom, taught
+from skbilevel.estimators.bilevel_training import OUTER, Classroom, taught
 from skbilevel.estimators.feature_dropout import held_out_cells
 from skbilevel.estimators.imputation_base import Base, FittedBase, GaussianBase, MeanBase, fit_base
 from skbilevel.estimators.label_base import LabelBase, constant_label_base, fit_label_base
@@ -78,6 +78,10 @@ class BilevelFit(NamedTuple):
     students : list of Student
     selected : {"base", "mae", "bilevel"}
     history : dict of str to list of float
+    predicts_imputed : bool
+        Whether the students expect rows that the teacher has completed.
+    hidden, student_hidden : tuple of int
+        Widths of the hidden layers of teacher and students.
     """
 
     table: Table
@@ -89,6 +93,9 @@ class BilevelFit(NamedTuple):
     students: list[Student]
     selected: str
     history: dict[str, list[float]]
+    predicts_imputed: bool
+    hidden: tuple[int, ...]
+    student_hidden: tuple[int, ...]
 
 
 OnStep = Callable[[Callable[[], BilevelFit]], bool]
@@ -151,6 +158,9 @@ class _Parts:
             students,
             selected,
             history,
+            OUTER[self.settings.outer].judges_imputed,
+            self.settings.hidden,
+            self.settings.student_hidden,
         )
 
     def students(self) -> list[Student]:
@@ -290,7 +300,7 @@ def _with_outer_loop(parts: _Parts, selected: str, on_step: OnStep) -> _Outer:
     is_robust = settings.outer == "crossfit"
     n_confirming = int(_SHARE_TO_CONFIRM * len(labelled)) if is_robust else 0
     is_off = settings.alternation.weight == 0 or settings.alternation.n_iter == 0
-    if is_robust and (is_off or n_confirming < _FEWEST_TO_CONFIRM):
+    if is_off or (is_robust and n_confirming < _FEWEST_TO_CONFIRM):
         return _Outer(selected, {}, [])
     confirming = np.sort(rng.permutation(labelled)[:n_confirming])
     index = np.setdiff1d(np.arange(len(room.observed)), confirming)

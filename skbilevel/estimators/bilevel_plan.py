@@ -56,8 +56,21 @@ def sizes(layers: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(int(size) for size in np.atleast_1d(np.asarray(layers, dtype=np.int64)))
 
 
-def settings_of(estimator: Any) -> Settings:
-    """The settings of a fit, from the parameters of an estimator."""
+def _checked_sizes(estimator: Any, name: str) -> tuple[int, ...]:
+    widths = sizes(getattr(estimator, name))
+    if any(width < 1 for width in widths):
+        raise ValueError(f"{name} must be positive widths, got {getattr(estimator, name)!r}.")
+    return widths
+
+
+def settings_of(estimator: Any, n_rows: int) -> Settings:
+    """The settings of a fit to so many rows, from the parameters of an estimator."""
+    if isinstance(estimator.base, type):
+        raise ValueError(f"base must be an imputer, not a class: {estimator.base.__name__}().")
+    if estimator.curvature == "exact" and estimator.l2 == 0:
+        raise ValueError("curvature='exact' needs l2 > 0, or its matrix can be singular.")
+    if estimator.cross_fit is not None and estimator.cross_fit > n_rows:
+        raise ValueError(f"cross_fit={estimator.cross_fit} is more than the {n_rows} rows of X.")
     if estimator.outer.startswith("imputed"):
         warn_user(
             f"outer={estimator.outer!r} judges the teacher on rows that it has imputed, into "
@@ -68,8 +81,8 @@ def settings_of(estimator: Any) -> Settings:
         tilt=estimator.tilt,
         outer=estimator.outer,
         n_folds=estimator.n_folds,
-        hidden=sizes(estimator.hidden_layer_sizes),
-        student_hidden=sizes(estimator.student_hidden_layer_sizes),
+        hidden=_checked_sizes(estimator, "hidden_layer_sizes"),
+        student_hidden=_checked_sizes(estimator, "student_hidden_layer_sizes"),
         mask_ratio=estimator.mask_ratio,
         feature_dropout=estimator.feature_dropout,
         pseudo_label_weight=float(estimator.pseudo_label_weight),

@@ -42,6 +42,7 @@ class BilevelRegressor(RegressorMixin, BilevelImputer):
         "target_type": [StrOptions({"auto", "continuous"})],
     }
 
+    _needs_labels = "numbers"
     score = BilevelImputer.score
 
     def _encoded(self, y: ArrayLike | None, n_rows: int) -> Target:
@@ -81,6 +82,7 @@ class BilevelClassifier(ClassifierMixin, BilevelImputer):
         "target_type": [StrOptions({"auto", "binary", "multiclass"})],
     }
 
+    _needs_labels = "classes"
     score = BilevelImputer.score
 
     def _encoded(self, y: ArrayLike | None, n_rows: int) -> Target:

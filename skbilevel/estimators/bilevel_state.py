@@ -16,7 +16,7 @@ from skbilevel.estimators.latent_state import linear_of, linear_state
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit
 from skbilevel.estimators.student_fit import new_student
-from skbilevel.estimators.teacher_fit import new_teacher, teacher_inputs
+from skbilevel.estimators.teacher_fit import FARTHEST, new_teacher, teacher_inputs
 from skbilevel.estimators.tilted_rows import tilt_shift
 from skbilevel.estimators.tree_imputation import Forest
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
@@ -62,32 +62,37 @@ class BilevelModel:
 
     def completed(self, rows: np.ndarray) -> np.ndarray:
         """Rows (b, d) with NaN at missing cells, complete."""
-        return self._imputed(self.standardized(rows))[0] * self.scale + self.center
+        return self._imputed(self.standardized(rows)) * self.scale + self.center
+
+    def _imputed(self, Z: np.ndarray) -> np.ndarray:
+        """Standardised rows, complete."""
+        filled, corrections = self._parts(Z)
+        return filled + corrections[0]
 
     @torch.no_grad()
-    def _imputed(self, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
-        """Standardised rows, complete, and what the teacher adds to labels."""
+    def _parts(self, Z: np.ndarray) -> tuple[np.ndarray, tuple[Any, Any]]:
+        """Tilted base, (b, d), and the teacher's corrections of it and of the label."""
         base = self.base.completed(Z)
         filled = base + tilt_shift(Z, self.normal, self.tilt)
         if self.teacher is None:
-            return filled, 0.0
+            return filled, (0.0, 0.0)
         features, outputs = self.teacher(*teacher_inputs(Z, base))
-        return filled + features.numpy(), outputs.numpy()
+        return filled, (features.numpy(), outputs.numpy())
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """T_y of rows (b, d): numbers, or logits, (b, q)."""
         assert self.label_base is not None
         Z = self.standardized(rows)
-        shift = tilt_shift(Z, self.normal, self.tilt)
-        outputs = self.label_base.outputs(self.base.completed(Z) + shift, np.isnan(Z))
-        return outputs + self._imputed(Z)[1]
+        filled, corrections = self._parts(Z)
+        features = np.clip(filled, -FARTHEST, FARTHEST)
+        return self.label_base.outputs(features, np.isnan(Z)) + corrections[1]
 
     @torch.no_grad()
     def outputs(self, rows: np.ndarray) -> np.ndarray:
         """Mean output of the students for rows (b, d), as they are: numbers, or log shares."""
         Z = self.standardized(rows)
         if self.predicts_imputed:
-            Z = self._imputed(Z)[0]
+            Z = self._imputed(Z)
         inputs = teacher_inputs(Z, np.zeros_like(Z))
         each = torch.stack([student(inputs.values, inputs.mask) for student in self.students])
         assert self.label_base is not None
@@ -97,19 +102,24 @@ class BilevelModel:
 
 
 def fitted_attributes(
-    fit: BilevelFit, target: Target | None, names: list[str], outer: str, seed: int
+    fit: BilevelFit, target: Target | None, names: list[str], is_fitted: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """All attributes of the estimator that follow from a fit; ``names`` (d,) are its columns."""
-    n_columns = len(names)
+    """All attributes of the estimator that follow from a fit.
+
+    ``names`` (d,) are its columns, and ``is_fitted`` says which of the features they are.
+    """
+    tilt = np.zeros(len(is_fitted))
+    if fit.tilt is not None:
+        tilt[is_fitted] = fit.tilt.tilt
     attributes: dict[str, Any] = {
         "selected_": fit.selected,
         "history_": {name: list(values) for name, values in fit.history.items()},
         "n_iter_": max(1, len(fit.history.get("outer", []))),
-        "tilt_": np.zeros(n_columns) if fit.tilt is None else fit.tilt.tilt,
+        "tilt_": tilt,
         "tilt_accepted_": fit.tilt is not None and fit.tilt.is_accepted,
         "shadow_gain_": _gains(fit.tilt, names),
         "_seed": seed,
-        "_model": model_state(fit, outer),
+        "_model": model_state(fit),
     }
     if isinstance(fit.base, StackBase):
         attributes["stack_weights_"] = fit.base.weights
@@ -134,7 +144,7 @@ def _gains(tilt: TiltFit | None, names: list[str]) -> dict[str, Any]:
     }
 
 
-def model_state(fit: BilevelFit, outer: str) -> dict[str, Any]:
+def model_state(fit: BilevelFit) -> dict[str, Any]:
     """Of everything that imputes and predicts."""
     label_base = None if fit.label_base is None else label_base_state(fit.label_base)
     return {
@@ -146,7 +156,9 @@ def model_state(fit: BilevelFit, outer: str) -> dict[str, Any]:
         "teacher": None if fit.selected == "base" else to_numpy(fit.teacher),
         "label_base": label_base,
         "students": [to_numpy(student) for student in fit.students],
-        "predicts_imputed": outer.startswith("imputed"),
+        "hidden": list(fit.hidden),
+        "student_hidden": list(fit.student_hidden),
+        "predicts_imputed": fit.predicts_imputed,
     }
 
 
@@ -162,10 +174,9 @@ def label_base_of(state: dict[str, Any]) -> LabelBase:
     return LabelBase(**{**state, "forest": forest})
 
 
-def model_of(
-    state: dict[str, Any], hidden: tuple[int, ...], student_hidden: tuple[int, ...]
-) -> BilevelModel:
+def model_of(state: dict[str, Any]) -> BilevelModel:
     """The inverse of `model_state`."""
+    hidden, student_hidden = state["hidden"], state["student_hidden"]
     n_columns = len(state["center"])
     label_base = None if state["label_base"] is None else label_base_of(state["label_base"])
     n_targets = 0 if label_base is None else len(label_base.intercept)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skbilevel._sklearn import column_or_1d
+from skbilevel._sklearn import DataConversionWarning, column_or_1d, warn_user
+from skbilevel.numerics.observed import mean_and_deviation
 
 TYPES = ("continuous", "binary", "multiclass")
 # Distinct integers are classes up to this many, each with at least this many rows.
@@ -58,7 +59,7 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
 
     NaN, None and pandas' NA are never labels; nor is ``missing_label``.
     """
-    values = column_or_1d(y, warn=True, dtype=None)
+    values = _one_column(y)
     if values.dtype.kind in "mMc":
         raise ValueError(f"y must hold numbers or classes, got {values.dtype}.")
     if len(values) != n_rows:
@@ -71,6 +72,16 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
         # Where there is no value already, nothing is compared: pandas' NA equals no answer.
         missing[~missing] = [value == missing_label for value in values[~missing].tolist()]
     return values, ~missing
+
+
+def _one_column(y: ArrayLike) -> np.ndarray:
+    values = column_or_1d(y, dtype=None)
+    if np.ndim(y) > 1:
+        warn_user(
+            "A column-vector y was passed when a 1d array was expected; use y.ravel().",
+            DataConversionWarning,
+        )
+    return values
 
 
 def _is_missing(value: Any) -> bool:
@@ -113,7 +124,16 @@ def encoded(y: ArrayLike, target_type: str, missing_label: Any, n_rows: int) -> 
         return None
     labels = values[labelled]
     kind = type_of(labels) if target_type == "auto" else target_type
+    if kind == "continuous" and target_type == "auto" and _are_marked(labels, missing_label):
+        kind = "multiclass"
     return _ENCODERS[kind](labels, labelled, kind)
+
+
+def _are_marked(labels: np.ndarray, missing_label: Any) -> bool:
+    """Whether whole numbers come with a marker of missing labels, which numbers do not need."""
+    if missing_label is None or _is_missing(missing_label):
+        return False
+    return bool((labels.astype(np.float64) % 1 == 0).all())
 
 
 def _numbers(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
@@ -123,14 +143,12 @@ def _numbers(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
         raise ValueError(f"y must hold numbers for target_type='continuous': {error}") from error
     if np.isinf(numbers).any():
         raise ValueError("Input y contains infinity or a value too large for dtype('float64').")
-    center = float(numbers.mean())
-    with np.errstate(over="ignore"):
-        scale = float(numbers.std())
-    if not np.isfinite(scale):
-        raise ValueError("y holds values whose squares are too large for float64; rescale it.")
-    scale = scale or 1.0
+    center, scale = (float(part[0]) for part in mean_and_deviation(numbers[:, np.newaxis], ["y"]))
     values = np.zeros((len(labelled), 1))
     values[labelled, 0] = (numbers - center) / scale
+    if np.ptp(numbers) == 0:
+        # Whatever a model says of a constant, it is that constant.
+        center, scale = float(numbers[0]), 0.0
     return Target(kind, values, labelled, center, scale, None)
 
 

@@ -77,7 +77,7 @@ class Way(NamedTuple):
 def _folds(
     labelled: np.ndarray, others: np.ndarray, n_folds: int, rng: np.random.RandomState
 ) -> list[Split]:
-    parts = np.array_split(rng.permutation(labelled), n_folds)
+    parts = np.array_split(rng.permutation(labelled), min(n_folds, len(labelled)))
     return [
         Split(_index(np.setdiff1d(labelled, part), others), _index(part))
         for part in parts

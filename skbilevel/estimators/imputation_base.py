@@ -126,11 +126,13 @@ class OwnBase:
     def completed(self, Z: np.ndarray) -> np.ndarray:
         """See `Base`."""
         filled = np.asarray(self.imputer.transform(Z * self.scale + self.center), dtype=float)
-        if filled.shape != Z.shape or not np.isfinite(filled).all():
+        if filled.shape != Z.shape:
             raise ValueError(
-                f"base={self.imputer!r} must complete the {Z.shape[1]} columns it is given, and "
-                f"returned an array of shape {filled.shape}, or missing cells."
+                f"base={self.imputer!r} must return the {Z.shape[1]} columns that it is given, "
+                f"and returned an array of shape {filled.shape}."
             )
+        if not np.isfinite(filled).all():
+            raise ValueError(f"base={self.imputer!r} must be an imputer, and left missing cells.")
         return np.where(np.isnan(Z), (filled - self.center) / self.scale, Z)
 
 

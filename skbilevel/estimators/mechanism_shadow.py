@@ -14,7 +14,7 @@ from skbilevel.estimators.mechanism_slope import known_sign
 from skbilevel.estimators.mechanism_start import with_limits
 from skbilevel.estimators.shadow_fit import fit_tilt
 
-# Nats per target, and agreement with the mask. Alone a tilt needs 1.5 and a third, but a false one
+# Nats per target, and agreement with the mask. Alone a tilt needs 2.5 and a third, but a false one
 # costs more with a mechanism: of 36 tables whose masks close proxies of the columns drive, 2.5 let
 # three through, and 3 one.
 _LEAST_GAIN, _LEAST_AGREEMENT = 3.0, 0.5

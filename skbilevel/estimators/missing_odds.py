@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 # Weights are kept within these bounds, relative to their mean: larger ones rest on few cells, of
 # which there are too few to tell anything.
 _LEAST, _MOST, _FEWEST = 1 / 3, 3.0, 10
-_C = 0.1
+# Log odds are cut here, before they overflow.
+_C, _FARTHEST = 0.1, 20.0
 
 
 def missing_odds(observed: np.ndarray, filled: np.ndarray) -> np.ndarray:
@@ -31,8 +32,8 @@ def missing_odds(observed: np.ndarray, filled: np.ndarray) -> np.ndarray:
         if min(known.sum(), (~known).sum()) < _FEWEST or observed.shape[1] == 1:
             continue
         others = np.delete(filled, j, axis=1)
-        share = LogisticRegression(C=_C).fit(others, ~known).predict_proba(others)[:, 1]
-        odds = share / (1 - share)
+        model = LogisticRegression(C=_C).fit(others, ~known)
+        odds = np.exp(np.clip(model.decision_function(others), -_FARTHEST, _FARTHEST))
         odds = np.clip(odds / odds[known].mean(), _LEAST, _MOST)
         weights[:, j] = odds / odds[known].mean()
     return weights

@@ -32,9 +32,8 @@ from skbilevel.objectives.shadow_tilt import (
 from skbilevel.solvers.result import SolverResult
 from skbilevel.solvers.tilt import Rule, learn_tilt
 
-# Deviations of the prior: of what all columns share, and the candidates for that of each.
-_SHARED = 2.0
-_CAP = 8.0
+# Deviation of the prior of what all columns share, and the most that a target counts, in nats.
+_SHARED, _CAP = 2.0, 8.0
 # A column with fewer missing cells has no tilt of its own to be learnt.
 _FEWEST_MISSING = 10
 
@@ -106,7 +105,7 @@ def fit_tilt(
         Other columns, y, or both.
     rule : Rule, optional
     """
-    columns = [] if targets == "y" else target_columns(Z)
+    columns = [] if targets == "y" else target_columns(Z, parameters)
     if targets != "shadow" and y is not None and not np.isnan(y).any(axis=1).all():
         columns = [*columns, -1]
     n_columns = Z.shape[1]
@@ -190,5 +189,9 @@ def _thinned(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     if len(Z) <= n_rows:
         return Z, y
-    index = np.sort(rng.choice(len(Z), n_rows, replace=False))
+    order = rng.permutation(len(Z))
+    if y is not None:
+        # Few rows may have a label: they come first.
+        order = order[np.argsort(np.isnan(y[order]).any(axis=1), kind="stable")]
+    index = np.sort(order[:n_rows])
     return Z[index], None if y is None else y[index]

@@ -7,8 +7,9 @@ are worth anything at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ FARTHEST = 8.0
 _ROWS_OF_COPIES, _FEWEST_COPIES, _MOST_COPIES = 4000, 2, 8
 BATCH_ROWS = 256
 _RATE, _WEIGHT_DECAY = 2e-3, 1e-4
-# Held-out cells are looked at about this often. Corrections that lower their error by a smaller
+# Held-out cells are looked at this often. Corrections that lower their error by a smaller
 # share, or by fewer standard errors, are chance.
 _STEPS_BETWEEN_LOOKS, _LEAST_GAIN, _STANDARD_ERRORS = 25, 0.01, 3.0
 
@@ -183,9 +184,10 @@ class Lessons:
         return (errors * counted)[counted > 0], labels
 
     def batches(self, rng: np.random.RandomState) -> Iterator[Tensor]:
-        """All rows of the copies once, in random order."""
-        order = torch.from_numpy(rng.permutation(len(self.copies.rows)))
-        yield from order.split(BATCH_ROWS)
+        """All rows of the copies in random order, again and again."""
+        while True:
+            order = torch.from_numpy(rng.permutation(len(self.copies.rows)))
+            yield from order.split(BATCH_ROWS)
 
 
 def new_teacher(
@@ -201,37 +203,35 @@ def pretrained(
     lessons: Lessons,
     n_steps: int,
     rng: np.random.RandomState,
-    on_epoch: Callable[[dict[str, list[float]]], bool] | None = None,
 ) -> dict[str, list[float]]:
     """Train a teacher in place and leave it where held-out cells and labels were predicted best.
 
     Returns
     -------
     dict of str to list of float
-        "pretraining", the loss of each epoch, and "held_out", the error of held-out cells and
-        labels, each relative to the base alone, at the start and after each epoch looked at.
+        "pretraining", the mean loss between looks at what is held out, and "held_out", the error
+        of its cells and labels, each relative to the base alone, at the start and at each look.
     """
     start = lessons.held_out_errors(teacher)
     looks = [_relative(start, start)]
     best, state = looks[0] - _LEAST_GAIN, to_numpy(teacher)
-    n_batches = max(1, -(-len(lessons.copies.rows) // BATCH_ROWS))
-    n_epochs = -(-n_steps // n_batches)
-    every = max(1, _STEPS_BETWEEN_LOOKS // n_batches)
+    n_looks = -(-n_steps // _STEPS_BETWEEN_LOOKS)
+    n_batches = -(-n_steps // max(n_looks, 1))
+    stream = lessons.batches(rng)
 
     def look(history: dict[str, list[float]]) -> bool:
         nonlocal best, state
-        if len(history["loss"]) % every == 0 or len(history["loss"]) == n_epochs:
-            now = lessons.held_out_errors(teacher)
-            looks.append(_relative(now, start))
-            if looks[-1] < best and _is_evident(start[0] - now[0]):
-                best, state = looks[-1], to_numpy(teacher)
-        return on_epoch is not None and on_epoch(history)
+        now = lessons.held_out_errors(teacher)
+        looks.append(_relative(now, start))
+        if looks[-1] < best and _is_evident(start[0] - now[0]):
+            best, state = looks[-1], to_numpy(teacher)
+        return False
 
     result = train(
         lambda batch: lessons.loss(teacher, batch),
-        lambda: lessons.batches(rng),
+        lambda: islice(stream, n_batches),
         [ParameterGroup(list(teacher.parameters()), _WEIGHT_DECAY)],
-        Schedule(n_epochs, n_batches, _RATE, largest_norm=1.0),
+        Schedule(n_looks, n_batches, _RATE, largest_norm=1.0),
         look,
     )
     from_numpy(teacher, state)

@@ -6,6 +6,7 @@ student. The latter is the implicit gradient in the imputed values, taken to the
 chain rule. The solver sees scalar functions, tensors and numbers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +120,11 @@ def alternate(
         the gradient of the inner loss (``"stationarity"``); the norms of both gradients of the
         teacher and their cosine; the residual of the linear system, relative to its right-hand
         side; and whether a direction of negative curvature was met.
+
+    Raises
+    ------
+    FloatingPointError
+        If one of these is not finite.
     """
     outer_optimizer = torch.optim.Adam(teacher, lr=settings.teacher_rate)
     inner_optimizers = [student_optimizer(theta, settings.student_rate) for theta in students]
@@ -136,6 +142,11 @@ def alternate(
         teaching, monitored = _teaching(step.problem, theta, phi, teacher, settings)
         norms = _move(outer_optimizer, teacher, reconstructing, teaching, settings)
         for name, value in {**monitored, **norms, "mae": float(mae.detach())}.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} is {value} at iteration {iteration} of teacher "
+                    "and students; lower their learning rates"
+                )
             history[name].append(value)
         stopped = on_step is not None and on_step(history)
         if stopped:

@@ -7,9 +7,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -340,7 +341,7 @@ def test_failed_fit_leaves_the_imputer_as_it_was(fitted):
         ("student_iter", 0),
     ],
 )
-def test_wrong_parameters_are_named(parameter, value):
+def test_parameters_out_of_range_are_named(parameter, value):
     with pytest.raises(ValueError, match=f"'{parameter}' parameter"):
         quick(**{parameter: value}).fit(X, Y)
 
@@ -349,3 +350,95 @@ def test_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quick().fit(X, Y).transform(X)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": KNNImputer}, "base must be an imputer, not a class"),
+        ({"base": StandardScaler()}, "base=StandardScaler.*left missing cells"),
+        ({"cross_fit": 500}, "cross_fit=500 is more than the 442 rows"),
+        ({"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must be positive"),
+        ({"student_hidden_layer_sizes": (-1,)}, "student_hidden_layer_sizes must be positive"),
+        ({"curvature": "exact", "l2": 0}, "curvature='exact' needs l2 > 0"),
+    ],
+    ids=str,
+)
+def test_parameters_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        quick(**settings).fit(X, Y)
+
+
+def test_predictors_say_that_they_predict_before_they_are_fitted():
+    """Meta-estimators look for the methods first."""
+    assert hasattr(BilevelRegressor(), "predict")
+    assert not hasattr(BilevelRegressor(), "predict_proba")
+    assert hasattr(BilevelClassifier(), "predict_proba")
+    with pytest.raises(NotFittedError):
+        BilevelRegressor().predict(X)
+    with pytest.raises(AttributeError, match="needs a fit with labels"):
+        BilevelImputer().predict(X)
+    assert cross_val_predict(quick(BilevelRegressor, max_iter=0), X, Y, cv=2).shape == Y.shape
+
+
+def test_columns_that_tell_nothing_do_not_hide_the_tilt():
+    hidden, _ = self_masked(1)
+    rng = np.random.default_rng(0)
+    nothing = np.column_stack([np.ones((len(X), 3)), rng.normal(size=(len(X), 5))])
+    imputer = quick(pretrain_iter=0).fit(np.hstack([nothing, hidden]))
+    assert imputer.tilt_accepted_
+    assert not imputer.tilt_[:8].any()
+    assert {f"x{j}" for j in range(8)}.isdisjoint(imputer.shadow_gain_["target"])
+
+
+def test_tilt_has_one_number_for_every_feature_seen():
+    hidden, _ = self_masked(1)
+    with_empty = np.insert(hidden, 2, np.nan, axis=1)
+    with pytest.warns(UserWarning, match="Dropping features"):
+        imputer = quick(pretrain_iter=0).fit(with_empty)
+    expected = quick(pretrain_iter=0).fit(hidden).tilt_
+    assert_array_equal(imputer.tilt_, np.insert(expected, 2, 0.0))
+
+
+def test_accuracy_counts_what_is_equal_and_weighs_rows():
+    iris, species = load_iris(return_X_y=True)
+    names = np.array(["no", "yes", "no"], dtype=object)[species]
+    model = quick(BilevelClassifier, max_iter=0).fit(iris, names)
+    predicted = model.predict(iris)
+    longer = np.where(predicted == "yes", "yes_but_other", predicted).astype(object)
+    assert model.score(iris, longer) == pytest.approx(np.mean(predicted == "no"))
+    weights = (predicted == names).astype(float)
+    assert model.score(iris, names, sample_weight=weights) == 1
+
+
+def test_settings_changed_after_the_fit_do_not_change_the_networks(fitted):
+    before = fitted.predict(X)
+    changed = clone(fitted).fit(X, FEW).set_params(student_hidden_layer_sizes=(3,))
+    assert_array_equal(changed.predict(X), before)
+
+
+def test_labels_of_the_teacher_stay_finite_for_rows_far_out(fitted):
+    far = X[:1].copy()
+    far[0, np.flatnonzero(OBSERVED[0])[0]] = 1e300
+    assert abs(fitted.impute_target(far, [np.nan])[0]) < 1e6
+
+
+def test_diverging_loop_is_an_error():
+    with pytest.raises(FloatingPointError, match="learning rates"):
+        quick(outer="holdout", student_learning_rate=1e200).fit(X, Y)
+
+
+def test_loop_that_is_switched_off_selects_nothing_of_it():
+    imputer = quick(outer="holdout", max_iter=0).fit(X, Y)
+    assert imputer.selected_ in ("base", "mae")
+    assert len(imputer._model["students"]) == 1
+
+
+def test_cross_fitting_warns_of_nothing_and_keeps_empty_folds_near_the_data():
+    frame = load_diabetes(as_frame=True).data.where(OBSERVED)
+    frame["rare"] = np.where(np.arange(len(frame)) == 7, 100.0, np.nan)
+    imputer = quick(cross_fit=2, max_iter=0, tilt=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crossed = imputer.fit_transform(frame, Y)
+    assert_array_equal(np.asarray(crossed)[:, -1], 100.0)

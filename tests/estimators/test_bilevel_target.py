@@ -94,11 +94,24 @@ def test_numbers_are_standardised_by_the_labels_and_come_back():
     assert_allclose(target.decoded(target.values)[[0, 2, 3]], y[[0, 2, 3]], rtol=1e-15)
 
 
-def test_constant_numbers_have_scale_one():
+def test_constant_numbers_are_what_any_output_is_decoded_to():
     target = encoded(np.full(6, 7.5), "auto", None, 6)
-    assert (target.center, target.scale) == (7.5, 1.0)
     assert not target.values.any()
-    assert_array_equal(target.decoded(target.values), np.full(6, 7.5))
+    assert_array_equal(target.decoded(target.values + 0.3), np.full(6, 7.5))
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e140])
+def test_numbers_of_any_unit_are_standardised(unit):
+    target = encoded(unit * np.array([1.0, 2.0, 4.5]), "continuous", None, 3)
+    assert_allclose(target.values[:, 0], [-1.0190, -0.3397, 1.3587], atol=1e-4)
+
+
+def test_few_integers_beside_a_marker_are_classes():
+    """Numbers need no marker: NaN says that one is missing."""
+    y = np.array([0, 1, 2, 0, -1, -1])
+    assert encoded(y, "auto", -1, 6).classes.tolist() == [0, 1, 2]
+    assert encoded(y, "auto", None, 6).kind == "continuous"
+    assert encoded(y + 0.5, "auto", -0.5, 6).kind == "continuous"
 
 
 @pytest.mark.parametrize(

@@ -242,17 +242,16 @@ def test_own_imputer_sees_the_data_as_they_are_and_is_left_unfitted(table, hidde
 
 
 @pytest.mark.parametrize(
-    ("make", "shape"),
+    ("make", "message"),
     [
-        (lambda X: X, r"\(90, 4\)"),
-        (lambda X: np.nan_to_num(X)[:, 1:], r"\(90, 3\)"),
-        (lambda X: np.full(X.shape, np.inf), r"\(90, 4\)"),
+        (lambda X: X, "must be an imputer, and left missing cells"),
+        (lambda X: np.nan_to_num(X)[:, 1:], r"must return the 4 columns.*shape \(90, 3\)"),
+        (lambda X: np.full(X.shape, np.inf), "must be an imputer, and left missing cells"),
     ],
 )
-def test_own_imputer_that_drops_columns_or_leaves_cells_is_refused(make, shape, table, hidden):
+def test_own_imputer_that_drops_columns_or_leaves_cells_is_refused(make, message, table, hidden):
     base, *_ = fitted(Spoilt(make), table, hidden)
-    message = rf"base=Spoilt.* must complete the 4 columns.*shape {shape}, or missing cells"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"base=Spoilt.*{message}"):
         base.completed(table.standardized())
 
 

@@ -15,6 +15,7 @@ from skbilevel.estimators.shadow_targets import (
     free_loss,
     mask_fits,
     outcome_target,
+    predictable,
     target_columns,
 )
 from skbilevel.objectives.normal import NormalParameters, precision
@@ -116,12 +117,43 @@ def test_mask_is_told_without_the_column():
         assert_allclose(fit, [by_line, by_all], rtol=1e-8)
 
 
-def test_columns_with_the_most_observed_cells_serve():
-    Z = np.zeros((10, 12))
-    for j, n_missing in enumerate([7, 0, 5, 2, 6, 0, 1, 1, 1, 1, 1, 1]):
+def related(n_columns, n_alone=0):
+    """Parameters of columns that share a factor, the last of which do not."""
+    share = np.r_[np.full(n_columns - n_alone, 0.7), np.zeros(n_alone)]
+    covariance = np.outer(share, share) + np.diag(1 - share**2)
+    return NormalParameters(*map(torch.from_numpy, (np.zeros(n_columns), covariance)))
+
+
+def with_missing(numbers):
+    Z = np.zeros((10, len(numbers)))
+    for j, n_missing in enumerate(numbers):
         Z[:n_missing, j] = np.nan
-    assert target_columns(Z) == [1, 5, 6, 7, 8, 9, 10, 11]
-    assert target_columns(Z[:, :5]) == [1, 3, 2]
+    return Z
+
+
+def test_columns_with_the_most_observed_cells_serve():
+    Z = with_missing([7, 0, 5, 2, 6, 0, 1, 1, 1, 1, 1, 1])
+    assert target_columns(Z, related(12)) == [1, 5, 6, 7, 8, 9, 10, 11]
+    assert target_columns(Z[:, :5], related(5)) == [1, 3, 2]
+
+
+def test_columns_that_others_tell_nothing_of_do_not_serve():
+    """They are complete, and would take the place of those that have something to tell."""
+    Z = with_missing([3, 3, 3, 3, 0, 0])
+    assert target_columns(Z, related(6, n_alone=2)) == [0, 1, 2, 3]
+    assert target_columns(Z[:, :2], related(2)) == []
+
+
+def test_predictable_is_the_r2_of_a_regression():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4))
+    parameters = NormalParameters(
+        torch.from_numpy(X.mean(axis=0)), torch.from_numpy(np.cov(X.T, ddof=0))
+    )
+    for j, told in enumerate(predictable(parameters)):
+        others = np.delete(X, j, axis=1)
+        expected = LinearRegression().fit(others, X[:, j]).score(others, X[:, j])
+        assert float(told) == pytest.approx(expected, rel=1e-9)
 
 
 def test_folds_are_even_and_every_row_is_in_one():
