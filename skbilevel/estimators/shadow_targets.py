@@ -20,8 +20,8 @@ from skbilevel.objectives.shadow_tilt import ShadowTarget, held_out_loss, mask_f
 # A column serves as target where more than this share of its cells is observed.
 _LEAST_OBSERVED = 0.4
 MOST_TARGETS, N_FOLDS = 8, 5
-# Least R2 on the other columns, and least number of such targets.
-_LEAST_TOLD, _FEWEST_TARGETS = 0.05, 3
+# Least adjusted R2 on the other columns, and least number of such targets.
+_LEAST_TOLD, _FEWEST_TARGETS = 0.1, 3
 # Of the students, for rows that are about standardised.
 RIDGE = 2.0
 # Covariances of all rows of a target are held, up to this many numbers.
@@ -62,16 +62,21 @@ def target_columns(Z: np.ndarray, parameters: NormalParameters) -> list[int]:
     serves where there are fewer than three of them.
     """
     observed = (~np.isnan(Z)).mean(axis=0)
-    told = predictable(parameters).numpy()
+    told = predictable(parameters, len(Z) * observed)
     order = np.argsort(-observed, kind="stable")
     serving = [int(j) for j in order if observed[j] > _LEAST_OBSERVED and told[j] > _LEAST_TOLD]
     return serving[:MOST_TARGETS] if len(serving) >= _FEWEST_TARGETS else []
 
 
-def predictable(parameters: NormalParameters) -> Tensor:
-    """R2 of each column on all others, (d,): 1 - 1 / (S_jj P_jj)."""
-    inverse = precision(parameters).matrix
-    return 1 - 1 / (parameters.covariance.diagonal() * inverse.diagonal())
+def predictable(parameters: NormalParameters, n_observed: np.ndarray) -> np.ndarray:
+    """R2 of each column on all others, (d,), 1 - 1 / (S_jj P_jj), adjusted for their number.
+
+    ``n_observed`` (d,) are the observed cells of each column.
+    """
+    inverse = precision(parameters).matrix.diagonal()
+    unexplained = (1 / (parameters.covariance.diagonal() * inverse)).numpy()
+    spare = n_observed - len(unexplained)
+    return np.where(spare > 0, 1 - unexplained * (n_observed - 1) / np.maximum(spare, 1), 0.0)
 
 
 def most_rows(n_columns: int, n_targets: int) -> int:

@@ -125,9 +125,9 @@ def related(n_columns, n_alone=0):
 
 
 def with_missing(numbers):
-    Z = np.zeros((10, len(numbers)))
+    Z = np.zeros((100, len(numbers)))
     for j, n_missing in enumerate(numbers):
-        Z[:n_missing, j] = np.nan
+        Z[: 10 * n_missing, j] = np.nan
     return Z
 
 
@@ -144,16 +144,17 @@ def test_columns_that_others_tell_nothing_of_do_not_serve():
     assert target_columns(Z[:, :2], related(2)) == []
 
 
-def test_predictable_is_the_r2_of_a_regression():
+def test_predictable_is_the_adjusted_r2_of_a_regression():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4))
     parameters = NormalParameters(
         torch.from_numpy(X.mean(axis=0)), torch.from_numpy(np.cov(X.T, ddof=0))
     )
-    for j, told in enumerate(predictable(parameters)):
+    for j, told in enumerate(predictable(parameters, np.full(4, 500))):
         others = np.delete(X, j, axis=1)
-        expected = LinearRegression().fit(others, X[:, j]).score(others, X[:, j])
-        assert float(told) == pytest.approx(expected, rel=1e-9)
+        r2 = LinearRegression().fit(others, X[:, j]).score(others, X[:, j])
+        assert told == pytest.approx(1 - (1 - r2) * 499 / 496, rel=1e-9)
+    assert_array_equal(predictable(parameters, np.full(4, 4)), np.zeros(4))
 
 
 def test_folds_are_even_and_every_row_is_in_one():
