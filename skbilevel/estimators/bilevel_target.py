@@ -76,7 +76,7 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
 
 def _one_column(y: ArrayLike) -> np.ndarray:
     values = column_or_1d(y, dtype=None)
-    if np.ndim(y) > 1:
+    if np.asarray(y).ndim > 1:
         warn_user(
             "A column-vector y was passed when a 1d array was expected; use y.ravel().",
             DataConversionWarning,
