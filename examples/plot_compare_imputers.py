@@ -15,8 +15,9 @@ MNAR every method that ignores the mechanism is biased. One line that knows it, 
 ``2 * max - mean`` of the observed values, is the bar for `NotMIWAEImputer`, which is told nothing
 and has to find the mechanism: on these two sets it does, and is below the bar. Where no column
 predicts another it would not. `BilevelImputer` is told nothing either: its tilt is made for
-probabilities that rise with the value, and it lies between the others here. A boosted tree that
-splits on missingness itself needs no imputation, and is the reference for the score.
+probabilities that rise with the value. Here it helps on one set, and on the other the trees in its
+base extrapolate worse than a line does. A boosted tree that splits on missingness itself needs no
+imputation, and is the reference for the score.
 """
 
 import argparse
