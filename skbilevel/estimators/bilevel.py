@@ -22,8 +22,8 @@ from skbilevel._sklearn import (
 )
 from skbilevel.estimators.bilevel_fit import BilevelFit, fit_bilevel
 from skbilevel.estimators.bilevel_plan import CONSTRAINTS, settings_of
-from skbilevel.estimators.bilevel_state import BilevelModel, fitted_attributes, model_of, told
-from skbilevel.estimators.bilevel_target import Target, encoded, labels_of, merged
+from skbilevel.estimators.bilevel_state import BilevelModel, fitted_attributes, model_of
+from skbilevel.estimators.bilevel_target import Target, decoded, encoded, labels_of, merged
 from skbilevel.estimators.feature_dropout import held_out_cells
 from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.estimators.linear_fit import Table
@@ -393,8 +393,11 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         ndarray of shape (n_samples,)
             Numbers in the units of ``y``, or classes.
         """
-        outputs = self._outputs(X)
-        return told(outputs, self._target, getattr(self, "classes_", None))
+        return self._decoded(self._outputs(X))
+
+    def _decoded(self, outputs: NDArray[np.float64]) -> NDArray[Any]:
+        """Numbers in the units of ``y``, or classes, from outputs (b, q)."""
+        return decoded(outputs, **self._target, classes=getattr(self, "classes_", None))
 
     @available_if(_classifies)
     @single_thread()
@@ -437,9 +440,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         labels, labelled = labels_of(y, self.missing_label, len(rows))
         if labelled.all():
             return labels.copy()
-        outputs = model.labels(rows[~labelled])
-        filled = told(outputs, self._target, getattr(self, "classes_", None))
-        return merged(labels, labelled, filled)
+        return merged(labels, labelled, self._decoded(model.labels(rows[~labelled])))
 
     @single_thread()
     def score(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from skbilevel.estimators.bilevel_fit import BilevelFit
-from skbilevel.estimators.bilevel_target import Target, decoded
+from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.imputation_base import Base, StackBase, base_of, base_state
 from skbilevel.estimators.label_base import LabelBase
 from skbilevel.estimators.latent_state import linear_of, linear_state
@@ -200,8 +200,3 @@ def model_of(state: dict[str, Any]) -> BilevelModel:
         students,
         state["predicts_imputed"],
     )
-
-
-def told(outputs: np.ndarray, target: dict[str, float], classes: np.ndarray | None) -> np.ndarray:
-    """Numbers in the units of y, or classes, from outputs (b, q)."""
-    return decoded(outputs, target["center"], target["scale"], classes)
