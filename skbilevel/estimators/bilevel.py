@@ -161,6 +161,10 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         side, and "negative_curvature", 1 where it was met.
     n_iter_ : int
         Number of iterations, at least 1.
+    prediction_shares_ : dict of str to float
+        What `predict` is made of: "students" of the teacher, "raw_students" of labelled rows as
+        they are, and "label_base", a ridge regression (beside trees, unless ``base`` is
+        "gaussian") on imputed rows. Only with labels.
     target_type_ : str
         What ``y`` was taken for; only with labels.
     classes_ : ndarray of shape (n_classes,)

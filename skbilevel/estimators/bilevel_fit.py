@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import cycle, islice
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skbilevel.estimators.bilevel_target import Target
-from skbilevel.estimators.bilevel_training import OUTER, Classroom, taught
+from skbilevel.estimators.bilevel_outer import moved_teacher
+from skbilevel.estimators.bilevel_target import Target, no_target
+from skbilevel.estimators.bilevel_training import OUTER, Classroom, Roles, roles_of
+from skbilevel.estimators.committee import Committee, sole, trained_committee
 from skbilevel.estimators.feature_dropout import held_out_cells
 from skbilevel.estimators.imputation_base import Base, FittedBase, GaussianBase, MeanBase, fit_base
-from skbilevel.estimators.label_base import LabelBase, constant_label_base, fit_label_base
+from skbilevel.estimators.label_base import LabelFit, fit_label_base, folds_of_labels
 from skbilevel.estimators.linear_fit import Table
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit, fit_tilt
-from skbilevel.estimators.student_fit import Lectures, trained_students
 from skbilevel.estimators.teacher_fit import (
     Lessons,
     copies_of,
@@ -30,17 +30,13 @@ from skbilevel.estimators.teacher_fit import (
 from skbilevel.estimators.tilted_rows import tilt_shift
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
 from skbilevel.models.student import Student
-from skbilevel.numerics.parameters import from_numpy, to_numpy
-from skbilevel.objectives.bilevel_imputation import CLASSES, NUMBERS, Kind, Rows, imputed
+from skbilevel.objectives.bilevel_imputation import CLASSES, NUMBERS, Kind, Rows
 from skbilevel.solvers.teacher_student import Alternation
 
-# Rows in no fold, which confirm what the outer loop has done, and the fewest that can. Their
-# gain has to be this many standard errors, and held-out cells may be imputed so much worse.
-_SHARE_TO_CONFIRM, _FEWEST_TO_CONFIRM = 0.2, 8
-_STANDARD_ERRORS, _WORSE_CELLS = 2.0, 1.01
+# What imputes by lines or means predicts by them.
+_LABEL_KINDS = {GaussianBase: "ridge", MeanBase: "mean"}
 # Labels to stop the teacher's label by; with fewer labels it stays at its base.
 _SHARE_OF_LABELS, _FEWEST_LABELS = 0.1, 20
-_TO_CONFIRM_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,9 @@ class BilevelFit(NamedTuple):
     normal : LinearModel
     tilt : TiltFit or None
     teacher : MaskedAutoencoder
-    label_base : LabelBase or None
-    students : list of Student
+    told : LabelFit or None
+        None without labels, as is the committee.
+    committee : Committee or None
     selected : {"base", "mae", "bilevel"}
     history : dict of str to list of float
     predicts_imputed : bool
@@ -89,8 +86,8 @@ class BilevelFit(NamedTuple):
     normal: LinearModel
     tilt: TiltFit | None
     teacher: MaskedAutoencoder
-    label_base: LabelBase | None
-    students: list[Student]
+    told: LabelFit | None
+    committee: Committee | None
     selected: str
     history: dict[str, list[float]]
     predicts_imputed: bool
@@ -119,16 +116,27 @@ def fit_bilevel(
     tilt = _tilt(Z, target, normal, settings, rng)
     filled = base.completed(Z)
     shift = np.zeros(Z.shape) if tilt is None else tilt_shift(Z, normal, tilt.tilt)
-    label_base, label_outputs = _label_base(base, filled + shift, ~observed, target, rng)
-    room = _classroom(Z, filled, shift, target, label_outputs, fitted, hidden, settings, rng)
-    parts = _Parts(table, base, normal, tilt, label_base, room, settings, rng)
+    roles = None if target is None else _roles(target, settings, rng)
+    known = _known(target, roles)
+    told = _told(base, filled + shift, ~observed, known, rng)
+    room = _classroom(Z, filled, shift, target, known, told, fitted, hidden, settings, rng)
+    parts = _Parts(table, base, normal, tilt, told, room, settings)
     history = pretrained(room.teacher, room.lessons, settings.pretraining_steps, rng)
     selected = "base" if _corrects_nothing(room.teacher) else "mae"
-    if target is None:
-        return parts.fitted(selected, history, [])
-    outer = _with_outer_loop(parts, selected, on_step)
-    students = outer.students or parts.students()
-    return parts.fitted(outer.selected, history | outer.history, students)
+    students: list[Student] = []
+    if roles is not None:
+        moved = moved_teacher(
+            room,
+            OUTER[settings.outer],
+            roles,
+            settings.warm_up_steps,
+            settings.alternation,
+            rng,
+            lambda now, students: on_step(lambda: parts.fitted("bilevel", now, sole(students))),
+        )
+        selected = "bilevel" if moved.is_kept else selected
+        history, students = history | moved.history, moved.students
+    return parts.fitted(selected, history, parts.committee(students, rng))
 
 
 @dataclass(frozen=True)
@@ -139,13 +147,12 @@ class _Parts:
     base: Base
     normal: LinearModel
     tilt: TiltFit | None
-    label_base: LabelBase | None
+    told: LabelFit | None
     room: Classroom
     settings: Settings
-    rng: np.random.RandomState
 
     def fitted(
-        self, selected: str, history: dict[str, list[float]], students: list[Student]
+        self, selected: str, history: dict[str, list[float]], committee: Committee | None
     ) -> BilevelFit:
         """Everything, with the teacher as it is."""
         return BilevelFit(
@@ -154,8 +161,8 @@ class _Parts:
             self.normal,
             self.tilt,
             self.room.teacher,
-            self.label_base,
-            students,
+            self.told,
+            committee,
             selected,
             history,
             OUTER[self.settings.outer].judges_imputed,
@@ -163,20 +170,36 @@ class _Parts:
             self.settings.student_hidden,
         )
 
-    def students(self) -> list[Student]:
-        """Trained on the rows as the teacher imputes them; every second one on raw rows."""
-        lectures, settings = _lectures(self.room), self.settings
-        each = list(islice(cycle([lectures, lectures.raw()]), settings.n_students))
-        return trained_students(each, settings.student_hidden, settings.student_steps, self.rng)
-
-    def student_of_rows(self, index: np.ndarray, seed: int) -> Student:
-        """Trained on some rows as the teacher imputes them."""
-        lectures, rng = (
-            _lectures(self.room).at(torch.from_numpy(index)),
-            np.random.RandomState(seed),
+    def committee(self, students: list[Student], rng: np.random.RandomState) -> Committee | None:
+        """Of students that are there already, or of new ones; none without labels."""
+        if self.told is None or students:
+            return sole(students) if students else None
+        settings = self.settings
+        return trained_committee(
+            self.room.lectures(),
+            self.told,
+            settings.n_students,
+            settings.student_hidden,
+            settings.student_steps,
+            rng,
         )
-        hidden = self.settings.student_hidden
-        return trained_students([lectures], hidden, _TO_CONFIRM_STEPS, rng)[0]
+
+
+def _roles(target: Target, settings: Settings, rng: np.random.RandomState) -> Roles | None:
+    """Of the rows in the outer loop, or None if there is no loop."""
+    if settings.alternation.weight == 0 or settings.alternation.n_iter == 0:
+        return None
+    takes_others = settings.pseudo_label_weight > 0
+    return roles_of(target.labelled, OUTER[settings.outer], settings.n_folds, takes_others, rng)
+
+
+def _known(target: Target | None, roles: Roles | None) -> Target | None:
+    """The target without the labels of rows that only judge."""
+    if target is None or roles is None:
+        return target
+    labelled = target.labelled.copy()
+    labelled[roles.aside] = False
+    return replace(target, labelled=labelled)
 
 
 def _tilt(
@@ -194,19 +217,18 @@ def _tilt(
     return fit_tilt(Z, normal.parameters, rng, y=y, targets=settings.tilt)
 
 
-def _label_base(
+def _told(
     base: Base,
     filled: np.ndarray,
     missing: np.ndarray,
-    target: Target | None,
+    known: Target | None,
     rng: np.random.RandomState,
-) -> tuple[LabelBase | None, np.ndarray]:
-    if target is None:
-        return None, np.zeros((len(filled), 0))
-    if isinstance(base, MeanBase):
-        constant = constant_label_base(target, filled.shape[1])
-        return constant, constant.outputs(filled, missing)
-    return fit_label_base(filled, missing, target, not isinstance(base, GaussianBase), rng)
+) -> LabelFit | None:
+    if known is None:
+        return None
+    kind = _LABEL_KINDS.get(type(base), "trees")
+    folds = folds_of_labels(known)
+    return fit_label_base(filled, missing, known, folds, kind, rng)
 
 
 def _classroom(
@@ -214,27 +236,32 @@ def _classroom(
     filled: np.ndarray,
     shift: np.ndarray,
     target: Target | None,
-    label_outputs: np.ndarray,
+    known: Target | None,
+    told: LabelFit | None,
     fitted: FittedBase,
     hidden: np.ndarray,
     settings: Settings,
     rng: np.random.RandomState,
 ) -> Classroom:
     inputs = teacher_inputs(Z, filled)
-    n_rows, n_targets = label_outputs.shape
-    values = np.zeros((n_rows, n_targets)) if target is None else target.values
-    labelled = np.zeros(n_rows) if target is None else target.labelled.astype(np.float64)
-    rows = Rows(inputs.values, inputs.mask, torch.from_numpy(values), torch.from_numpy(labelled))
-    learnt, held_out = _labels_to_stop_by(labelled, rng)
+    whole = no_target(len(Z)) if target is None else target
+    learnt, held_out = _labels_to_stop_by((whole if known is None else known).labelled, rng)
+    outputs = whole.values if told is None else told.outputs
+    rows = Rows(
+        inputs.values,
+        inputs.mask,
+        torch.from_numpy(whole.values),
+        torch.from_numpy(whole.labelled.astype(np.float64)),
+    )
     lessons = Lessons(
         copies_of(Z, fitted.blind, hidden, fitted.odds, settings.mask_ratio, rng),
         kind_of(target),
         rows,
-        torch.from_numpy(label_outputs),
+        torch.from_numpy(outputs),
         learnt,
         held_out,
     )
-    teacher = new_teacher(Z.shape[1], n_targets, settings.hidden, rng.randint(2**31 - 1))
+    teacher = new_teacher(Z.shape[1], outputs.shape[1], settings.hidden, rng.randint(2**31 - 1))
     return Classroom(
         teacher,
         lessons,
@@ -254,10 +281,9 @@ def kind_of(target: Target | None) -> Kind:
 
 
 def _labels_to_stop_by(labelled: np.ndarray, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
-    index = np.flatnonzero(labelled)
-    held_out = np.zeros(len(labelled))
+    index, held_out = np.flatnonzero(labelled), np.zeros(len(labelled))
     if len(index) < _FEWEST_LABELS:
-        return torch.zeros(len(labelled), dtype=torch.float64), torch.from_numpy(held_out)
+        return torch.from_numpy(np.zeros(len(labelled))), torch.from_numpy(held_out)
     held_out[rng.permutation(index)[: int(_SHARE_OF_LABELS * len(index))]] = 1.0
     return torch.from_numpy(labelled - held_out), torch.from_numpy(held_out)
 
@@ -265,95 +291,3 @@ def _labels_to_stop_by(labelled: np.ndarray, rng: np.random.RandomState) -> tupl
 def _corrects_nothing(teacher: MaskedAutoencoder) -> bool:
     last = list(teacher.parameters())[-2:]
     return not any(bool(part.any()) for part in last)
-
-
-def _lectures(room: Classroom) -> Lectures:
-    rows = room.lessons.rows
-    index = torch.arange(len(rows.values))
-    with torch.no_grad():
-        features, outputs = room.imputations(index)
-        return Lectures(
-            rows,
-            imputed(rows, features),
-            outputs,
-            room.lessons.kind,
-            room.weights(index),
-            room.observed,
-            room.feature_dropout,
-            room.ridge,
-        )
-
-
-class _Outer(NamedTuple):
-    """What the outer loop has left: the teacher to keep, and its students where these count."""
-
-    selected: str
-    history: dict[str, list[float]]
-    students: list[Student]
-
-
-def _with_outer_loop(parts: _Parts, selected: str, on_step: OnStep) -> _Outer:
-    """Run the outer loop; what it made of the teacher stays if it is wanted as it is, or if rows
-    in no fold confirm it."""
-    settings, room, rng = parts.settings, parts.room, parts.rng
-    labelled = np.flatnonzero(room.lessons.rows.labelled.numpy())
-    is_robust = settings.outer == "crossfit"
-    n_confirming = int(_SHARE_TO_CONFIRM * len(labelled)) if is_robust else 0
-    is_off = settings.alternation.weight == 0 or settings.alternation.n_iter == 0
-    if is_off or (is_robust and n_confirming < _FEWEST_TO_CONFIRM):
-        return _Outer(selected, {}, [])
-    confirming = np.sort(rng.permutation(labelled)[:n_confirming])
-    index = np.setdiff1d(np.arange(len(room.observed)), confirming)
-    state, seed = to_numpy(room.teacher), rng.randint(2**31 - 1)
-    before = _judged(parts, index, confirming, seed) if is_robust else None
-    # The teacher's label must not learn from what is to judge it.
-    room.lessons.learnt[torch.from_numpy(confirming)] = 0.0
-
-    def report(history: dict[str, list[float]], students: list[Tensor]) -> bool:
-        return on_step(lambda: parts.fitted("bilevel", dict(history), _modules(room, students)))
-
-    result = taught(
-        room,
-        settings.outer,
-        index,
-        settings.n_folds,
-        settings.warm_up_steps,
-        settings.alternation,
-        rng,
-        report,
-    )
-    if before is None:
-        return _Outer("bilevel", result.history, _modules(room, result.inner))
-    if _is_confirmed(before, _judged(parts, index, confirming, seed)):
-        return _Outer("bilevel", result.history, [])
-    from_numpy(room.teacher, state)
-    return _Outer(selected, result.history, [])
-
-
-def _modules(room: Classroom, students: list[Tensor]) -> list[Student]:
-    return [room.student_of(theta) for theta in students]
-
-
-class _Judgement(NamedTuple):
-    """Of a teacher: loss of the confirming rows, and mean squared error of held-out cells."""
-
-    losses: np.ndarray
-    cells: float
-
-
-def _judged(parts: _Parts, index: np.ndarray, confirming: np.ndarray, seed: int) -> _Judgement:
-    """By a student that was trained without the confirming rows."""
-    student = parts.student_of_rows(index, seed)
-    lessons = parts.room.lessons
-    rows = lessons.rows.at(torch.from_numpy(confirming))
-    with torch.no_grad():
-        losses = lessons.kind.row_loss(student(rows.values, rows.mask), rows.targets)
-        cells, _ = lessons.held_out_errors(parts.room.teacher)
-    return _Judgement(losses.numpy(), float(cells.sum()))
-
-
-def _is_confirmed(before: _Judgement, after: _Judgement) -> bool:
-    gained = before.losses - after.losses
-    error = gained.std() / np.sqrt(len(gained))
-    is_better = bool(gained.mean() > _STANDARD_ERRORS * error)
-    return is_better and after.cells <= _WORSE_CELLS * before.cells

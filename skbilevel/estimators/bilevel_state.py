@@ -10,22 +10,25 @@ import torch
 
 from skbilevel.estimators.bilevel_fit import BilevelFit
 from skbilevel.estimators.bilevel_target import Target
+from skbilevel.estimators.committee import Committee, blended
 from skbilevel.estimators.imputation_base import Base, StackBase, base_of, base_state
 from skbilevel.estimators.label_base import LabelBase
 from skbilevel.estimators.latent_state import linear_of, linear_state
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit
 from skbilevel.estimators.student_fit import new_student
-from skbilevel.estimators.teacher_fit import FARTHEST, new_teacher, teacher_inputs
+from skbilevel.estimators.teacher_fit import FARTHEST, TeacherInputs, new_teacher, teacher_inputs
 from skbilevel.estimators.tilted_rows import tilt_shift
 from skbilevel.estimators.tree_imputation import Forest
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
 from skbilevel.models.student import Student
 from skbilevel.numerics.parameters import from_numpy, to_numpy
+from skbilevel.objectives.bilevel_imputation import CLASSES, NUMBERS
 
 # Only shapes matter of what stored weights are loaded into.
 _ANY_SEED = 0
 OUTCOME = "y"
+_KINDS = ("students", "raw_students")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class BilevelModel:
     teacher : MaskedAutoencoder or None
         None where it corrects nothing.
     label_base : LabelBase or None
-    students : list of Student
+    committee : Committee or None
     predicts_imputed : bool
         Whether the students expect rows that the teacher has completed.
     """
@@ -53,7 +56,7 @@ class BilevelModel:
     tilt: np.ndarray
     teacher: MaskedAutoencoder | None
     label_base: LabelBase | None
-    students: list[Student]
+    committee: Committee | None
     predicts_imputed: bool
 
     def standardized(self, rows: np.ndarray) -> np.ndarray:
@@ -84,21 +87,30 @@ class BilevelModel:
         assert self.label_base is not None
         Z = self.standardized(rows)
         filled, corrections = self._parts(Z)
-        features = np.clip(filled, -FARTHEST, FARTHEST)
-        return self.label_base.outputs(features, np.isnan(Z)) + corrections[1]
+        return self._base_outputs(Z, filled) + corrections[1]
 
-    @torch.no_grad()
-    def outputs(self, rows: np.ndarray) -> np.ndarray:
-        """Mean output of the students for rows (b, d), as they are: numbers, or log shares."""
-        Z = self.standardized(rows)
-        if self.predicts_imputed:
-            Z = self._imputed(Z)
-        inputs = teacher_inputs(Z, np.zeros_like(Z))
-        each = torch.stack([student(inputs.values, inputs.mask) for student in self.students])
+    def _base_outputs(self, Z: np.ndarray, filled: np.ndarray) -> np.ndarray:
+        """Of T_y before any correction, from the tilted base."""
         assert self.label_base is not None
-        if self.label_base.is_class:
-            return each.softmax(dim=2).mean(dim=0).log().numpy()
-        return each.mean(dim=0).numpy()
+        return self.label_base.outputs(np.clip(filled, -FARTHEST, FARTHEST), np.isnan(Z))
+
+    def outputs(self, rows: np.ndarray) -> np.ndarray:
+        """Of the committee for rows (b, d), as they are: numbers, or log shares of classes."""
+        assert self.label_base is not None and self.committee is not None
+        Z = self.standardized(rows)
+        inputs = self._student_inputs(Z)
+        kind = CLASSES if self.label_base.is_class else NUMBERS
+
+        def of_base() -> np.ndarray:
+            outputs = self._base_outputs(Z, self._parts(Z)[0])
+            return kind.labels(torch.from_numpy(outputs)).numpy()
+
+        blend = blended(self.committee, kind, inputs.values, inputs.mask, of_base)
+        return np.log(blend) if self.label_base.is_class else blend
+
+    def _student_inputs(self, Z: np.ndarray) -> TeacherInputs:
+        shown = self._imputed(Z) if self.predicts_imputed else Z
+        return teacher_inputs(shown, np.zeros_like(Z))
 
 
 def fitted_attributes(
@@ -123,8 +135,11 @@ def fitted_attributes(
     }
     if isinstance(fit.base, StackBase):
         attributes["stack_weights_"] = fit.base.weights
-    if target is not None:
+    if target is not None and fit.committee is not None:
         attributes |= {
+            "prediction_shares_": dict(
+                zip((*_KINDS, "label_base"), map(float, fit.committee.shares), strict=True)
+            ),
             "target_type_": target.kind,
             "_target": {"center": target.center, "scale": target.scale},
         }
@@ -146,7 +161,6 @@ def _gains(tilt: TiltFit | None, names: list[str]) -> dict[str, Any]:
 
 def model_state(fit: BilevelFit) -> dict[str, Any]:
     """Of everything that imputes and predicts."""
-    label_base = None if fit.label_base is None else label_base_state(fit.label_base)
     return {
         "center": fit.table.center,
         "scale": fit.table.scale,
@@ -154,8 +168,8 @@ def model_state(fit: BilevelFit) -> dict[str, Any]:
         "normal": linear_state(fit.normal),
         "tilt": None if fit.tilt is None else fit.tilt.tilt,
         "teacher": None if fit.selected == "base" else to_numpy(fit.teacher),
-        "label_base": label_base,
-        "students": [to_numpy(student) for student in fit.students],
+        "label_base": None if fit.told is None else label_base_state(fit.told.base),
+        "committee": None if fit.committee is None else committee_state(fit.committee),
         "hidden": list(fit.hidden),
         "student_hidden": list(fit.student_hidden),
         "predicts_imputed": fit.predicts_imputed,
@@ -174,6 +188,15 @@ def label_base_of(state: dict[str, Any]) -> LabelBase:
     return LabelBase(**{**state, "forest": forest})
 
 
+def committee_state(committee: Committee) -> dict[str, Any]:
+    """Arrays and plain Python."""
+    return {
+        "students": [to_numpy(student) for student in committee.students],
+        "raw_students": [to_numpy(student) for student in committee.raw_students],
+        "shares": committee.shares,
+    }
+
+
 def model_of(state: dict[str, Any]) -> BilevelModel:
     """The inverse of `model_state`."""
     hidden, student_hidden = state["hidden"], state["student_hidden"]
@@ -184,11 +207,16 @@ def model_of(state: dict[str, Any]) -> BilevelModel:
     if state["teacher"] is not None:
         teacher = new_teacher(n_columns, n_targets, hidden, _ANY_SEED)
         from_numpy(teacher, state["teacher"])
-    students = [
-        new_student(n_columns, n_targets, student_hidden, _ANY_SEED) for _ in state["students"]
-    ]
-    for student, arrays in zip(students, state["students"], strict=True):
-        from_numpy(student, arrays)
+    committee = state["committee"]
+    if committee is not None:
+
+        def student_of(arrays: dict[str, np.ndarray]) -> Student:
+            student = new_student(n_columns, n_targets, student_hidden, _ANY_SEED)
+            from_numpy(student, arrays)
+            return student
+
+        students, raw = ([student_of(each) for each in committee[kind]] for kind in _KINDS)
+        committee = Committee(students, raw, committee["shares"])
     return BilevelModel(
         state["center"],
         state["scale"],
@@ -197,6 +225,6 @@ def model_of(state: dict[str, Any]) -> BilevelModel:
         np.zeros(n_columns) if state["tilt"] is None else state["tilt"],
         teacher,
         label_base,
-        students,
+        committee,
         state["predicts_imputed"],
     )

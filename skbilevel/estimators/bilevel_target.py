@@ -45,6 +45,11 @@ class Target:
         return decoded(outputs, self.center, self.scale, self.classes)
 
 
+def no_target(n_rows: int) -> Target:
+    """A target of no columns, and of no labels."""
+    return Target("continuous", np.zeros((n_rows, 0)), np.zeros(n_rows, bool), 0.0, 1.0, None)
+
+
 def decoded(
     outputs: np.ndarray, center: float, scale: float, classes: np.ndarray | None
 ) -> np.ndarray:

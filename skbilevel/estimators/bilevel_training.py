@@ -1,7 +1,7 @@
-"""The outer loop on a table: which rows the students learn from, and which judge them.
+"""The outer loop on a table: who learns, who judges, and who confirms.
 
-What is set aside decides what the teacher can do with it. Every way is a function in `OUTER` that
-says, for an iteration, which student moves, on which rows, and what it is judged by.
+What is set aside decides what the teacher can do with it: `OUTER` has the ways to take the outer
+loss, and `roles_of` gives every row its part before anything is fitted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skbilevel.estimators.feature_dropout import dropout
-from skbilevel.estimators.student_fit import new_student
+from skbilevel.estimators.student_fit import Lectures, new_student
 from skbilevel.estimators.teacher_fit import BATCH_ROWS, Lessons, TeacherInputs
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
 from skbilevel.models.student import Student
@@ -23,7 +23,9 @@ from skbilevel.numerics.parameters import assign, flatten, functional
 from skbilevel.numerics.problem import BilevelProblem
 from skbilevel.objectives.bilevel_imputation import (
     StudentCall,
+    imputed,
     inner_loss,
+    inner_weights,
     naive_outer_loss,
     outer_loss,
     packed,
@@ -40,6 +42,8 @@ from skbilevel.solvers.teacher_student import (
 # Rows of an iteration, at most.
 _MOST_ROWS = 256
 _SHARE_SET_ASIDE, _FEWEST_SET_ASIDE = 0.3, 8
+# Rows in no fold, which confirm what the outer loop has done, and the fewest that can.
+_SHARE_TO_CONFIRM, _FEWEST_TO_CONFIRM = 0.2, 8
 # Only shapes matter of what parameters are assigned to.
 _ANY_SEED = 0
 # Of each student before the teacher moves.
@@ -64,14 +68,15 @@ class Way(NamedTuple):
         Whether rows that judge are imputed too: the naive formulation.
     terms : {"both", "direct"}
         Of its gradient.
-    is_bounded : bool
-        Whether the gradient is bounded by that of the reconstruction.
+    is_robust : bool
+        Whether the gradient is bounded by that of the reconstruction, and what comes of it has to
+        be confirmed by rows that are in no split.
     """
 
     splits: Callable[..., list[Split]]
     judges_imputed: bool = False
     terms: str = "both"
-    is_bounded: bool = False
+    is_robust: bool = False
 
 
 def _folds(
@@ -101,11 +106,60 @@ def _index(*parts: np.ndarray) -> Tensor:
 
 
 OUTER = {
-    "crossfit": Way(_folds, is_bounded=True),
+    "crossfit": Way(_folds, is_robust=True),
     "holdout": Way(_set_aside),
     "imputed": Way(_set_aside, judges_imputed=True),
     "imputed_direct": Way(_set_aside, judges_imputed=True, terms="direct"),
 }
+
+
+class Roles(NamedTuple):
+    """Who does what in the outer loop.
+
+    Attributes
+    ----------
+    splits : list of Split
+    confirming : ndarray of int
+        Labelled rows that neither teach nor judge.
+    aside : ndarray of int
+        Rows that always judge: nobody else may know their labels.
+    """
+
+    splits: list[Split]
+    confirming: np.ndarray
+    aside: np.ndarray
+
+
+def roles_of(
+    labelled: np.ndarray, way: Way, n_folds: int, takes_others: bool, rng: np.random.RandomState
+) -> Roles | None:
+    """Roles of the rows of a table.
+
+    Parameters
+    ----------
+    labelled : ndarray of shape (n,), bool
+    way : Way
+    n_folds : int
+    takes_others : bool
+        Whether rows without a label teach too.
+    rng : RandomState
+
+    Returns
+    -------
+    Roles or None
+        None if there are too few labels for what the way asks for.
+    """
+    index, confirming = np.flatnonzero(labelled), np.zeros(0, dtype=np.int64)
+    others = np.flatnonzero(~labelled) if takes_others else confirming
+    if way.is_robust:
+        n_confirming = int(_SHARE_TO_CONFIRM * len(index))
+        if n_confirming < _FEWEST_TO_CONFIRM:
+            return None
+        confirming = np.sort(rng.permutation(index)[:n_confirming])
+        index = np.setdiff1d(index, confirming)
+    splits = way.splits(index, others, n_folds, rng)
+    taught = np.concatenate([split.learnt.numpy() for split in splits])
+    return Roles(splits, confirming, np.setdiff1d(index, taught))
 
 
 @dataclass(frozen=True)
@@ -147,10 +201,21 @@ class Classroom:
             self.lessons.label_base[index] + outputs,
         )
 
-    def weights(self, index: Tensor) -> Tensor:
-        """Of rows in the inner loss."""
-        labelled = self.lessons.rows.labelled[index]
-        return labelled + (1 - labelled) * self.pseudo_label_weight
+    def lectures(self) -> Lectures:
+        """What students learn from the teacher as it is."""
+        rows = self.lessons.rows
+        with torch.no_grad():
+            features, outputs = self.imputations(torch.arange(len(rows.values)))
+            return Lectures(
+                rows,
+                imputed(rows, features),
+                outputs,
+                self.lessons.kind,
+                self.pseudo_label_weight,
+                self.observed,
+                self.feature_dropout,
+                self.ridge,
+            )
 
     def new_student(self, seed: int) -> Student:
         """A student that has learnt nothing."""
@@ -166,9 +231,8 @@ class Classroom:
 
 def taught(
     room: Classroom,
-    way: str,
-    index: np.ndarray,
-    n_folds: int,
+    way: Way,
+    splits: list[Split],
     n_warm_up: int,
     settings: Alternation,
     rng: np.random.RandomState,
@@ -179,12 +243,9 @@ def taught(
     Parameters
     ----------
     room : Classroom
-    way : str
-        A key of `OUTER`.
-    index : ndarray of int
-        Rows of the table that take part.
-    n_folds : int
-        Of "crossfit".
+    way : Way
+    splits : list of Split
+        One for each student.
     n_warm_up : int
         Steps of each student before the first of the teacher.
     settings : Alternation
@@ -197,15 +258,12 @@ def taught(
     SolverResult
         ``inner`` are the students as flat vectors.
     """
-    labelled = room.lessons.rows.labelled.numpy()[index] > 0
-    others = index[~labelled] if room.pseudo_label_weight > 0 else index[:0]
-    splits = OUTER[way].splits(index[labelled], others, n_folds, rng)
     modules = [room.new_student(rng.randint(2**31 - 1)) for _ in splits]
     students = [flatten(module) for module in modules]
-    draw = _drawer(room, OUTER[way], splits, functional(modules[0]), rng)
+    draw = _drawer(room, way, splits, functional(modules[0]), rng)
     for number, theta in enumerate(students):
         _warm_up(draw, number, theta, n_warm_up)
-    rule = replace(settings, terms=OUTER[way].terms, is_bounded=OUTER[way].is_bounded)
+    rule = replace(settings, terms=way.terms, is_bounded=way.is_robust)
     report: Any = None if on_step is None else lambda history: on_step(history, students)
     return alternate(list(room.teacher.parameters()), students, draw, rule, report)
 
@@ -232,11 +290,12 @@ def _drawer(
         number = iteration % len(splits)
         learnt, judged = (_some(part, rng) for part in splits[number])
         rows, judging = lessons.rows.at(learnt), lessons.rows.at(judged)
+        weights = inner_weights(rows, room.pseudo_label_weight)
         kept = torch.ones_like(rows.mask)
         if not way.judges_imputed:
             drawn = dropout(room.feature_dropout, room.observed, len(learnt), rng)
             kept = torch.from_numpy(drawn.astype(np.float64))
-        inner = inner_loss(student, lessons.kind, rows, kept, room.weights(learnt), room.ridge)
+        inner = inner_loss(student, lessons.kind, rows, kept, weights, room.ridge)
         outer = (naive_outer_loss if way.judges_imputed else outer_loss)(
             student, lessons.kind, judging
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import KFold, cross_val_predict
 
 from skbilevel.estimators.bilevel_target import Target
-from skbilevel.estimators.tree_imputation import Forest, grown, new_forest
+from skbilevel.estimators.tree_imputation import Forest, grown
 
 _ALPHAS = np.logspace(-2, 4, 13)
-_N_FOLDS, _FEWEST_FOR_RIDGE, _N_TREES = 5, 10, 30
+_N_FOLDS, _FEWEST_FOR_RIDGE = 4, 10
+# Of a forest that predicts, and of those that only tell what one is worth.
+_N_TREES, _FEW_TREES = 100, 30
+_MOST_STRATA, _ROWS_OF_STRATUM = 5, 8
 # Shares of classes that a ridge regression tells are kept off 0 and 1.
 _LEAST_SHARE = 0.02
 
@@ -41,53 +43,147 @@ class LabelBase(NamedTuple):
     def outputs(self, filled: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """Of complete rows (n, d), and where they were missing; (n, q)."""
         rows = np.hstack([filled, missing])
-        told = rows @ self.coefficients + self.intercept
+        told = self.linear(rows)
         if self.forest is not None:
             told += self.weight * (self.forest.predict(rows).reshape(told.shape) - told)
         return _logits(told) if self.is_class else told
 
+    def linear(self, rows: np.ndarray) -> np.ndarray:
+        """The ridge regression of rows and indicators (n, 2 d); (n, q)."""
+        return rows @ self.coefficients + self.intercept
 
-def constant_label_base(target: Target, n_columns: int) -> LabelBase:
-    """The mean of the labels."""
-    mean = target.values[target.labelled].mean(axis=0)
-    return LabelBase(np.zeros((2 * n_columns, len(mean))), mean, target.classes is not None)
+
+class LabelFit(NamedTuple):
+    """The base of T_y, and what it says of the rows it was fitted to.
+
+    Attributes
+    ----------
+    base : LabelBase
+    outputs : ndarray of shape (n, q)
+        Of the rows; of labelled ones without their fold.
+    without : ndarray of shape (f, n, q)
+        Of all rows, as if the labels of a fold were missing.
+    folds : ndarray of shape (n,), int
+        Of the rows; -1 without a label.
+    """
+
+    base: LabelBase
+    outputs: np.ndarray
+    without: np.ndarray
+    folds: np.ndarray
+
+
+def folds_of_labels(target: Target) -> np.ndarray:
+    """Which of four folds each row (n,) is in, from 0; -1 without a label.
+
+    A fold is a block of consecutive rows of each class, or of each fifth of the numbers: rows that
+    follow each other are often alike, and a neighbour in another fold would give them away. There
+    are fewer folds than four with fewer labels, and none for a single one.
+    """
+    folds, index = np.full(len(target.labelled), -1), np.flatnonzero(target.labelled)
+    n_folds = min(_N_FOLDS, len(index))
+    if n_folds > 1:
+        stratum = _stratum(target.values[index])
+        for each in np.unique(stratum):
+            rows = index[stratum == each]
+            folds[rows] = np.arange(len(rows)) * n_folds // len(rows)
+    return folds
+
+
+def _stratum(values: np.ndarray) -> np.ndarray:
+    """Of labels (m, q): their class, or one of up to five ranges of numbers, as many in each."""
+    if values.shape[1] > 1:
+        classes = values.argmax(axis=1)
+        # Too few of a class for a row in each fold are taken together.
+        return np.where(np.bincount(classes)[classes] < _N_FOLDS, -1, classes)
+    n_strata = int(np.clip(len(values) // _ROWS_OF_STRATUM, 1, _MOST_STRATA))
+    return values[:, 0].argsort(kind="stable").argsort() * n_strata // len(values)
 
 
 def fit_label_base(
     filled: np.ndarray,
     missing: np.ndarray,
     target: Target,
-    has_trees: bool,
+    folds: np.ndarray,
+    kind: str,
     rng: np.random.RandomState,
-) -> tuple[LabelBase, np.ndarray]:
-    """The base of T_y, and its outputs (n, q) for the rows, from other folds where labelled."""
-    labelled = target.labelled
-    constant = constant_label_base(target, filled.shape[1])
-    if labelled.sum() < _FEWEST_FOR_RIDGE:
-        return constant, constant.outputs(filled, missing)
-    rows, labels = np.hstack([filled, missing])[labelled], target.values[labelled]
-    # One target is a column to scikit-learn's linear models and trees, several are a table.
-    columns = labels if labels.shape[1] > 1 else labels[:, 0]
-    folds = KFold(_N_FOLDS, shuffle=True, random_state=rng.randint(2**31 - 1))
+) -> LabelFit:
+    """Fit the base of T_y to all labels, and without those of each fold.
 
-    def unseen(model: Any) -> np.ndarray:
-        return cross_val_predict(model, rows, columns, cv=folds).reshape(labels.shape)
+    Parameters
+    ----------
+    filled : ndarray of shape (n, d)
+        Complete rows.
+    missing : ndarray of shape (n, d), bool
+    target : Target
+    folds : ndarray of shape (n,), int
+        As of `folds_of_labels`.
+    kind : {"mean", "ridge", "trees"}
+        The mean of the labels, which it is in any case if these are few; a ridge regression; or
+        trees beside it.
+    rng : RandomState
+    """
+    labelled, is_class = target.labelled, target.classes is not None
+    rows = np.hstack([filled, missing])
+    learnt = [labelled & (folds != fold) for fold in range(folds.max() + 1)] + [labelled]
+    is_mean = kind == "mean" or labelled.sum() < _FEWEST_FOR_RIDGE
+    fit = _mean if is_mean else _ridge
+    bases = [fit(rows[part], target.values[part], is_class) for part in learnt]
+    if kind == "trees" and not is_mean:
+        sizes = [_FEW_TREES] * (len(learnt) - 1) + [_N_TREES]
+        forests = [
+            grown(rows[part], _columns(target.values[part]), size, rng)
+            for part, size in zip(learnt, sizes, strict=True)
+        ]
+        bases = _with_trees(bases, forests, rows, target.values, folds)
+    told = np.stack([base.outputs(filled, missing) for base in bases])
+    # The last is of all labels, and for rows without any.
+    return LabelFit(bases[-1], told[folds, np.arange(len(rows))], told[:-1], folds)
 
-    ridge, weight, forest = RidgeCV(_ALPHAS), 0.0, None
-    told = unseen(ridge)
-    ridge.fit(rows, columns)
-    if has_trees:
-        step = unseen(new_forest(_N_TREES, rng)) - told
-        squares = float((step**2).sum())
-        weight = float(np.clip((step * (labels - told)).sum() / squares, 0, 1)) if squares else 0.0
-        told = told + weight * step
-        forest = grown(rows, columns, _N_TREES, rng) if weight else None
-    coefficients = ridge.coef_.reshape(labels.shape[1], -1).T
-    intercept = np.ravel(ridge.intercept_)
-    base = LabelBase(coefficients, intercept, constant.is_class, weight, forest)
-    outputs = base.outputs(filled, missing)
-    outputs[labelled] = _logits(told) if base.is_class else told
-    return base, outputs
+
+def _mean(rows: np.ndarray, values: np.ndarray, is_class: bool) -> LabelBase:
+    return LabelBase(np.zeros((rows.shape[1], values.shape[1])), values.mean(axis=0), is_class)
+
+
+def _ridge(rows: np.ndarray, values: np.ndarray, is_class: bool) -> LabelBase:
+    """With indicators or without: where they tell nothing, few labels are lost on them."""
+    n_columns = rows.shape[1] // 2
+    models = [RidgeCV(_ALPHAS).fit(each, _columns(values)) for each in (rows[:, :n_columns], rows)]
+    model = max(models, key=lambda each: each.best_score_)
+    coefficients = np.zeros((rows.shape[1], values.shape[1]))
+    told = model.coef_.reshape(values.shape[1], -1).T
+    coefficients[: len(told)] = told
+    return LabelBase(coefficients, np.ravel(model.intercept_), is_class)
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    """One target is a column to scikit-learn's linear models and trees, several are a table."""
+    return values if values.shape[1] > 1 else values[:, 0]
+
+
+def _with_trees(
+    bases: list[LabelBase],
+    forests: list[Forest],
+    rows: np.ndarray,
+    values: np.ndarray,
+    folds: np.ndarray,
+) -> list[LabelBase]:
+    """The same with that share of the trees which is best for rows outside of what they saw."""
+    told, step = np.zeros(values.shape), np.zeros(values.shape)
+    for fold, (base, forest) in enumerate(zip(bases[:-1], forests[:-1], strict=True)):
+        of_fold = folds == fold
+        told[of_fold] = base.linear(rows[of_fold])
+        step[of_fold] = forest.predict(rows[of_fold]).reshape(-1, values.shape[1]) - told[of_fold]
+    squares = float((step**2).sum())
+    if squares == 0:
+        return bases
+    weight = float(np.clip((step * (values - told)).sum() / squares, 0, 1))
+    if weight == 0:
+        return bases
+    return [
+        base._replace(weight=weight, forest=forest)
+        for base, forest in zip(bases, forests, strict=True)
+    ]
 
 
 def _logits(shares: np.ndarray) -> np.ndarray:

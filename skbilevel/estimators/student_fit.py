@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from skbilevel.estimators.feature_dropout import dropout
+from skbilevel.estimators.label_base import LabelFit
 from skbilevel.estimators.teacher_fit import BATCH_ROWS
 from skbilevel.models.student import Student
 from skbilevel.numerics.parameters import assign, flatten, functional
-from skbilevel.objectives.bilevel_imputation import Kind, Rows, completed_labels
+from skbilevel.objectives.bilevel_imputation import Kind, Rows, completed_labels, inner_weights
 from skbilevel.solvers.training import ParameterGroup, Schedule, train
 
 _RATE, _LARGEST_NORM = 5e-3, 5.0
@@ -55,8 +56,7 @@ class Lectures:
     outputs : Tensor of shape (n, q)
         Of the teacher for the labels.
     kind : Kind
-    weights : Tensor of shape (n,)
-        1 for labelled rows, and what pseudo-labels count.
+    pseudo_label_weight : float
     observed : ndarray of shape (n, d), bool
         Masks to copy.
     feature_dropout : "empirical" or float
@@ -71,7 +71,7 @@ class Lectures:
     features: Tensor
     outputs: Tensor
     kind: Kind
-    weights: Tensor
+    pseudo_label_weight: float
     observed: np.ndarray
     feature_dropout: str | float
     ridge: float
@@ -84,27 +84,35 @@ class Lectures:
             rows=self.rows.at(index),
             features=self.features[index],
             outputs=self.outputs[index],
-            weights=self.weights[index],
         )
 
     def raw(self) -> Lectures:
         """The same rows without a teacher."""
-        return replace(self, weights=self.rows.labelled, are_raw=True)
+        return replace(self, pseudo_label_weight=0.0, are_raw=True)
 
-    @property
+    def without(self, told: LabelFit, fold: int) -> Lectures:
+        """The same rows as if a fold had no labels, of which the base of T_y knows nothing."""
+        if not len(told.without):
+            return self
+        labelled = self.rows.labelled * torch.from_numpy(1.0 * (told.folds != fold))
+        change = torch.from_numpy(told.without[fold] - told.outputs)
+        return replace(
+            self, rows=self.rows._replace(labelled=labelled), outputs=self.outputs + change
+        )
+
     def useful(self) -> np.ndarray:
         """Rows that count."""
-        return np.flatnonzero(self.weights.numpy() > 0)
+        return np.flatnonzero(inner_weights(self.rows, self.pseudo_label_weight).numpy() > 0)
 
     def batches(self, size: int, rng: np.random.RandomState) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows that count, and the cells that dropout leaves of them, without an end.
 
         All rows come once before any comes again.
         """
-        waiting = np.zeros(0, dtype=np.int64)
+        useful, waiting = self.useful(), np.zeros(0, dtype=np.int64)
         while True:
             while len(waiting) < size:
-                waiting = np.concatenate([waiting, rng.permutation(self.useful)])
+                waiting = np.concatenate([waiting, rng.permutation(useful)])
             batch, waiting = torch.from_numpy(waiting[:size]), waiting[size:]
             yield batch, torch.from_numpy(self._kept(batch, rng).astype(np.float64))
 
@@ -118,8 +126,10 @@ class Lectures:
 
     def examples(self, batch: Tensor, kept: Tensor) -> Examples:
         """Some of the rows after dropout."""
-        labels = completed_labels(self.rows.at(batch), self.kind.labels(self.outputs[batch]))
-        return Examples(self.features[batch] * kept, kept, labels, self.weights[batch])
+        rows = self.rows.at(batch)
+        labels = completed_labels(rows, self.kind.labels(self.outputs[batch]))
+        weights = inner_weights(rows, self.pseudo_label_weight)
+        return Examples(self.features[batch] * kept, kept, labels, weights)
 
 
 def new_student(n_columns: int, n_targets: int, hidden: Sequence[int], seed: int) -> Student:
@@ -143,7 +153,7 @@ def trained_students(
     students = [
         new_student(n_columns, n_targets, hidden, rng.randint(2**31 - 1)) for _ in lectures
     ]
-    n_rows = max(len(each.useful) for each in lectures)
+    n_rows = max(len(each.useful()) for each in lectures)
     size = min(BATCH_ROWS, n_rows)
     streams = [each.batches(size, rng) for each in lectures]
     # The students share no parameter: one pass over a stack of them takes half of the time.

@@ -17,7 +17,8 @@ from sklearn.ensemble import ExtraTreesRegressor
 _LEAF, _SHARE_OF_COLUMNS = 2, 0.7
 # Trees of the rounds before the last, which only fill in what others are predicted from.
 _FEW_TREES = 10
-# Trees of more rows than this know little more, and take memory for every row.
+# Every tree of more rows than this gets so many, drawn for it: a larger one knows little more, and
+# takes memory for every row.
 _MOST_ROWS = 4000
 _ROWS_AT_A_TIME = 4096
 
@@ -67,22 +68,22 @@ class Forest(NamedTuple):
         return of_trees.mean(axis=0)
 
 
-def new_forest(n_trees: int, rng: np.random.RandomState) -> ExtraTreesRegressor:
-    """To be grown."""
+def new_forest(n_trees: int, n_rows: int, rng: np.random.RandomState) -> ExtraTreesRegressor:
+    """To be grown on so many rows."""
+    is_drawn = n_rows > _MOST_ROWS
     return ExtraTreesRegressor(
         n_trees,
         min_samples_leaf=_LEAF,
         max_features=_SHARE_OF_COLUMNS,
+        bootstrap=is_drawn,
+        max_samples=_MOST_ROWS if is_drawn else None,
         random_state=rng.randint(2**31 - 1),
     )
 
 
 def grown(X: np.ndarray, y: np.ndarray, n_trees: int, rng: np.random.RandomState) -> Forest:
     """A forest that predicts ``y``, (n,) or (n, q), from complete rows (n, p)."""
-    if len(X) > _MOST_ROWS:
-        index = rng.choice(len(X), _MOST_ROWS, replace=False)
-        X, y = X[index], y[index]
-    model = new_forest(n_trees, rng)
+    model = new_forest(n_trees, len(X), rng)
     trees = [each.tree_ for each in model.fit(X, y).estimators_]
     roots = np.cumsum([0, *(tree.node_count for tree in trees[:-1])]).astype(np.int32)
     right = [tree.children_right + root for tree, root in zip(trees, roots, strict=True)]

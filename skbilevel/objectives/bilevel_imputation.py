@@ -121,6 +121,11 @@ def completed_labels(rows: Rows, predicted: Tensor) -> Tensor:
     return torch.where(rows.labelled.unsqueeze(1) > 0, rows.targets, predicted)
 
 
+def inner_weights(rows: Rows, pseudo_label_weight: float) -> Tensor:
+    """w of eq. (2), (n,): 1 for labelled rows, and for others what pseudo-labels count."""
+    return rows.labelled + (1 - rows.labelled) * pseudo_label_weight
+
+
 def inner_loss(
     student: StudentCall, kind: Kind, rows: Rows, kept: Tensor, weights: Tensor, ridge: float
 ) -> CompositeLoss:

@@ -6,7 +6,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from skbilevel.estimators import bilevel_training
-from skbilevel.estimators.bilevel_training import OUTER, Classroom, taught
+from skbilevel.estimators.bilevel_training import OUTER, Classroom, roles_of, taught
 from skbilevel.estimators.imputation_base import MeanBase
 from skbilevel.estimators.teacher_fit import Lessons, copies_of, new_teacher, teacher_inputs
 from skbilevel.numerics.parameters import flatten
@@ -95,13 +95,50 @@ def test_splits_are_drawn_from_the_stream():
 
 
 def test_ways_differ_in_who_is_imputed_what_is_followed_and_how_far():
-    told = {name: (way.judges_imputed, way.terms, way.is_bounded) for name, way in OUTER.items()}
+    told = {name: (way.judges_imputed, way.terms, way.is_robust) for name, way in OUTER.items()}
     assert told == {
         "crossfit": (False, "both", True),
         "holdout": (False, "both", False),
         "imputed": (True, "both", False),
         "imputed_direct": (True, "direct", False),
     }
+
+
+# Roles
+
+
+@pytest.mark.parametrize(("n_labelled", "n_confirming"), [(100, 20), (40, 8), (49, 9)])
+def test_a_fifth_confirms_and_takes_no_other_part(n_labelled, n_confirming):
+    labelled = np.random.default_rng(0).permutation(np.arange(150) < n_labelled)
+    roles = roles_of(labelled, OUTER["crossfit"], 3, True, stream())
+    confirming = set(roles.confirming.tolist())
+    assert len(confirming) == n_confirming
+    assert confirming <= set(np.flatnonzero(labelled))
+    others = set(range(150)) - confirming
+    for learnt, judged in sets(roles.splits):
+        assert learnt | judged == others
+    assert roles.aside.tolist() == []
+
+
+def test_fewer_than_eight_do_not_confirm():
+    assert roles_of(np.arange(60) < 39, OUTER["crossfit"], 3, True, stream()) is None
+
+
+@pytest.mark.parametrize("way", ["holdout", "imputed", "imputed_direct"])
+@pytest.mark.parametrize("takes_others", [False, True])
+def test_rows_that_only_judge_are_aside(way, takes_others):
+    labelled = np.arange(50) < 40
+    roles = roles_of(labelled, OUTER[way], 3, takes_others, stream())
+    ((learnt, judged),) = sets(roles.splits)
+    assert set(roles.aside.tolist()) == judged
+    assert learnt | judged == set(range(50 if takes_others else 40))
+    assert len(roles.confirming) == 0
+
+
+def test_single_label_teaches_and_is_not_aside():
+    roles = roles_of(np.arange(5) == 3, OUTER["holdout"], 3, False, stream())
+    assert sets(roles.splits) == [({3}, {3})]
+    assert len(roles.aside) == 0
 
 
 # What a step is about
@@ -112,18 +149,24 @@ class Caught(Exception):
 
 
 def caught(monkeypatch, room, way, index=None, seed=0):
-    """The arguments of the solver, with rows and folds of the streams of that seed."""
+    """The arguments of the solver, and the splits."""
 
     def solver(*arguments):
         raise Caught(*arguments)
 
     monkeypatch.setattr(bilevel_training, "alternate", solver)
-    index = np.arange(N) if index is None else index
+    splits = splits_of(room, way, index, seed)
     with pytest.raises(Caught) as found:
-        taught(room, way, index, 3, 0, Alternation(5), stream(seed))
+        taught(room, OUTER[way], splits, 0, Alternation(5), stream(seed))
+    return found.value.args, splits
+
+
+def splits_of(room, way, index=None, seed=0):
+    """Of the rows of the table, or of those of the index."""
+    index = np.arange(N) if index is None else index
     labelled = index[room.lessons.rows.labelled.numpy()[index] > 0]
     others = np.setdiff1d(index, labelled) if room.pseudo_label_weight else index[:0]
-    return found.value.args, OUTER[way].splits(labelled, others, 3, stream(seed))
+    return OUTER[way].splits(labelled, others, 3, stream(seed))
 
 
 def numpy_student(room, theta):
@@ -142,7 +185,7 @@ def test_losses_of_a_step_are_the_equations_on_its_rows(monkeypatch, way, pseudo
     """Without dropout all is known: eq. (2) on the rows learnt, (3) or (4) on those that judge."""
     room = classroom(dropout=0.0, pseudo_label_weight=pseudo_label_weight)
     (_, students, draw, rule, _), splits = caught(monkeypatch, room, way)
-    assert (rule.terms, rule.is_bounded) == (OUTER[way].terms, OUTER[way].is_bounded)
+    assert (rule.terms, rule.is_bounded) == (OUTER[way].terms, OUTER[way].is_robust)
     assert len(students) == len(splits)
     for iteration in range(4):
         step = draw(iteration)
@@ -190,19 +233,13 @@ def test_many_rows_are_drawn_anew_in_each_step(monkeypatch):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
-def test_rows_without_a_label_weigh_what_pseudo_labels_count(weight):
-    room = classroom(n_labelled=2, pseudo_label_weight=weight)
-    assert room.weights(torch.tensor([0, 1, 2, 59])).tolist() == [1.0, 1.0, weight, weight]
-
-
 # A run
 
 
 def run(room, way="crossfit", index=None, seed=0, n_warm_up=5, **settings):
-    index = np.arange(N) if index is None else index
     rule = Alternation(**{"n_iter": 6, **settings})
-    return taught(room, way, index, 3, n_warm_up, rule, stream(seed))
+    splits = splits_of(room, way, index, seed)
+    return taught(room, OUTER[way], splits, n_warm_up, rule, stream(seed))
 
 
 def changed(room, rows, **parts):
@@ -235,7 +272,7 @@ def test_rows_that_do_not_take_part_are_never_used(way):
 @pytest.mark.parametrize("moved", ["targets", "values"])
 def test_students_never_see_the_fold_that_judges_them(moved):
     """While the teacher holds still, a fold that changes leaves its own student as it was."""
-    folds = OUTER["crossfit"].splits(np.arange(40), np.arange(40, N), 3, stream())
+    folds = splits_of(classroom(), "crossfit")
     before = run(classroom(), teacher_rate=0.0).inner
     for number, fold in enumerate(folds):
         room = changed(classroom(), fold.judged.numpy(), **{moved: 3.0})
@@ -261,7 +298,8 @@ def test_teacher_moves_in_place_and_is_followed():
         seen.append((len(history["outer"]), len(students)))
         return len(seen) == 4
 
-    result = taught(room, "crossfit", np.arange(N), 3, 0, Alternation(9), stream(), on_step)
+    way, splits = OUTER["crossfit"], splits_of(room, "crossfit")
+    result = taught(room, way, splits, 0, Alternation(9), stream(), on_step)
     assert seen == [(1, 3), (2, 3), (3, 3), (4, 3)]
     assert (result.n_iter, result.converged) == (4, False)
     assert not torch.equal(flatten(room.teacher), before)

@@ -5,11 +5,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
 from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import KFold
+from sklearn.linear_model import Ridge, RidgeCV
 
 from skbilevel.estimators.bilevel_target import Target
-from skbilevel.estimators.label_base import LabelBase, constant_label_base, fit_label_base
+from skbilevel.estimators.label_base import LabelBase, fit_label_base, folds_of_labels
 
 D, Q = 3, 3
 
@@ -56,63 +55,147 @@ def test_logits_of_a_class_have_its_shares_kept_off_zero():
 
 
 @pytest.mark.parametrize("is_class", [False, True])
-def test_constant_base_is_the_mean_of_the_labels_alone(is_class):
-    filled, missing, target = rows(is_class=is_class)
-    outputs = constant_label_base(target, D).outputs(filled, missing)
-    mean = target.values[target.labelled].mean(axis=0)
-    assert_allclose(outputs, np.tile(np.log(mean) if is_class else mean, (60, 1)), rtol=1e-13)
+@pytest.mark.parametrize(("kind", "n_labelled"), [("mean", 40), ("ridge", 9), ("trees", 9)])
+def test_mean_of_the_labels_is_all_that_is_said(is_class, kind, n_labelled):
+    """If it is asked for, or with fewer than ten labels; without a fold it is that of the rest."""
+    filled, missing, target = rows(is_class=is_class, n_labelled=n_labelled)
+    folds = folds_of_labels(target)
+    fit = fit_label_base(filled, missing, target, folds, kind, stream())
+    for known, told in [
+        (target.labelled, fit.base.outputs(filled, missing)),
+        *((target.labelled & (folds != fold), fit.without[fold]) for fold in range(4)),
+    ]:
+        mean = target.values[known].mean(axis=0)
+        assert_allclose(softmax(told, axis=1) if is_class else told, [shares(mean, is_class)] * 60)
 
 
-def out_of_fold(filled, missing, target, seed):
-    """Oracle: predictions of labelled rows by a regression of the other folds, of others by one
-    of all labelled rows."""
-    table, index = np.hstack([filled, missing]), np.flatnonzero(target.labelled)
-    alphas = 10.0 ** (np.arange(13) / 2 - 2)
-    whole = RidgeCV(alphas).fit(table[index], target.values[index])
-    told = whole.predict(table).reshape(len(table), -1)
-    folds = KFold(5, shuffle=True, random_state=stream(seed).randint(2**31 - 1))
-    for others, fold in folds.split(index):
-        model = RidgeCV(alphas).fit(table[index[others]], target.values[index[others]])
-        told[index[fold]] = model.predict(table[index[fold]]).reshape(len(fold), -1)
-    return told
+def shares(told, is_class):
+    """Oracle: what is left of shares that are kept off 0 and 1."""
+    if not is_class:
+        return told
+    clipped = np.clip(told, 0.02, 0.98)
+    return clipped / clipped.sum(axis=-1, keepdims=True)
+
+
+def numbers(values):
+    """A target of these numbers, some of them NaN."""
+    labelled = ~np.isnan(values)
+    return Target("continuous", np.nan_to_num(values)[:, None], labelled, 0.0, 1.0, None)
+
+
+def classes(codes):
+    """A target of these classes, -1 where there is none."""
+    values = np.eye(codes.max() + 1)[codes] * (codes >= 0)[:, np.newaxis]
+    return Target("multiclass", values, codes >= 0, 0.0, 1.0, np.arange(codes.max() + 1))
+
+
+def test_folds_are_of_labelled_rows_and_of_about_one_size():
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(90) < 0.5, rng.normal(size=90), np.nan)
+    folds = folds_of_labels(numbers(values))
+    assert_array_equal(folds >= 0, ~np.isnan(values))
+    counts = np.bincount(folds[folds >= 0])
+    assert len(counts) == 4
+    assert np.ptp(counts) <= 5
+
+
+def test_folds_are_blocks_of_rows_in_every_range_of_numbers():
+    """So that rows that follow each other are in one fold, and all folds have all numbers."""
+    values = np.random.default_rng(0).normal(size=400)
+    folds = folds_of_labels(numbers(values))
+    fifth = np.searchsorted(np.quantile(values, [0.2, 0.4, 0.6, 0.8]), values)
+    for each in range(5):
+        assert_array_equal(folds[fifth == each], np.repeat(np.arange(4), 20))
+    ranked = folds_of_labels(numbers(np.sort(values)))
+    assert (np.bincount(folds) == 100).all()
+    assert {tuple(np.unique(part)) for part in np.split(ranked, 5)} == {(0, 1, 2, 3)}
+
+
+def test_folds_are_blocks_of_rows_of_every_class():
+    codes = np.repeat([2, 0, 1], [40, 20, 60])
+    folds = folds_of_labels(classes(codes))
+    for each, size in enumerate([5, 15, 10]):
+        assert_array_equal(folds[codes == each], np.repeat(np.arange(4), size))
+
+
+def test_rare_classes_are_spread_over_the_folds_together():
+    codes = np.array([0] * 8 + [1, 2, 3, 4, 1, 2, 3, 4])
+    folds = folds_of_labels(classes(codes))
+    assert_array_equal(folds, np.tile(np.repeat(np.arange(4), 2), 2))
+    assert_array_equal(folds_of_labels(classes(np.arange(4))), np.arange(4))
+
+
+@pytest.mark.parametrize(("n_labelled", "n_folds"), [(0, 0), (1, 0), (2, 2), (3, 3), (5, 4)])
+def test_few_labels_are_in_few_folds(n_labelled, n_folds):
+    folds = folds_of_labels(numbers(np.where(np.arange(6) < n_labelled, np.arange(6), np.nan)))
+    assert set(folds[:n_labelled]) <= set(range(n_folds) if n_folds else [-1])
+    assert folds.max() + 1 == n_folds
+    assert (folds[n_labelled:] == -1).all()
+
+
+def regression(table, values, where):
+    """Oracle: outputs of the better ridge regression of two, with indicators and without."""
+    alphas, index = 10.0 ** (np.arange(13) / 2 - 2), np.flatnonzero(where)
+    found = []
+    for part in (table[:, :D], table):
+        model = RidgeCV(alphas).fit(part[index], values[index])
+        # The error of a row without it, of a weight that is the best by the same.
+        hidden = [
+            Ridge(model.alpha_).fit(part[np.delete(index, k)], values[np.delete(index, k)])
+            for k in range(len(index))
+        ]
+        told = np.stack(
+            [each.predict(part[[row]])[0] for each, row in zip(hidden, index, strict=True)]
+        )
+        error = np.square(told.reshape(len(index), -1) - values[index]).mean()
+        found.append((error, model.predict(part).reshape(len(table), -1)))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 @pytest.mark.parametrize("is_class", [False, True])
 def test_label_base_is_told_out_of_fold_where_there_is_a_label(is_class):
     filled, missing, target = rows(is_class=is_class)
-    base, outputs = fit_label_base(filled, missing, target, False, stream(3))
-    expected = out_of_fold(filled, missing, target, 3)
-    if is_class:
-        clipped = np.clip(expected, 0.02, 0.98)
-        assert_allclose(softmax(outputs, axis=1), clipped / clipped.sum(axis=1, keepdims=True))
-    else:
-        assert_allclose(outputs, expected, rtol=1e-10)
-    others = ~target.labelled
-    assert_array_equal(outputs[others], base.outputs(filled, missing)[others])
-    assert base.is_class is is_class
+    folds = folds_of_labels(target)
+    fit = fit_label_base(filled, missing, target, folds, "ridge", stream())
+    table, others = np.hstack([filled, missing]), ~target.labelled
+    for fold in range(4):
+        known = target.labelled & (folds != fold)
+        expected = shares(regression(table, target.values, known), is_class)
+        told = fit.without[fold]
+        assert_allclose(softmax(told, axis=1) if is_class else told, expected, rtol=1e-9)
+        assert_array_equal(fit.outputs[folds == fold], told[folds == fold])
+    assert_array_equal(fit.outputs[others], fit.base.outputs(filled, missing)[others])
+    whole = shares(regression(table, target.values, target.labelled), is_class)
+    found = fit.base.outputs(filled, missing)
+    assert_allclose(softmax(found, axis=1) if is_class else found, whole, rtol=1e-9)
+    assert fit.base.is_class is is_class
+
+
+@pytest.mark.parametrize("tell", [False, True])
+def test_indicators_count_where_they_tell_something(tell):
+    rng = np.random.default_rng(1)
+    filled, missing = rng.normal(size=(80, D)), rng.random((80, D)) < 0.4
+    values = filled[:, :1] + 2.0 * tell * missing[:, :1] + 0.5 * rng.normal(size=(80, 1))
+    target = Target("continuous", values, np.ones(80, dtype=bool), 0.0, 1.0, None)
+    folds = folds_of_labels(target)
+    base = fit_label_base(filled, missing, target, folds, "ridge", stream()).base
+    assert base.coefficients[D:].any() == tell
 
 
 @pytest.mark.parametrize("is_class", [False, True])
-def test_output_of_a_labelled_row_does_not_use_its_own_label(is_class):
+def test_what_is_said_without_a_fold_does_not_use_its_labels(is_class):
     filled, missing, target = rows(is_class=is_class)
-    row = np.flatnonzero(target.labelled)[0]
+    folds = folds_of_labels(target)
+    fold = np.flatnonzero(folds == 2)
     moved = target.values.copy()
-    moved[row] = np.roll(moved[row], 1) if is_class else 50.0
+    moved[fold] = np.roll(moved[fold], 1, axis=1) if is_class else 50.0
     other = Target(**{**vars(target), "values": moved})
-    (base, before), (base_after, after) = (
-        fit_label_base(filled, missing, each, False, stream()) for each in (target, other)
+    before, after = (
+        fit_label_base(filled, missing, each, folds, "ridge", stream()) for each in (target, other)
     )
-    assert_array_equal(before[row], after[row])
-    assert not np.array_equal(before, after)
-    assert not np.array_equal(base.coefficients, base_after.coefficients)
-
-
-@pytest.mark.parametrize(("n_labelled", "is_constant"), [(9, True), (10, False)])
-def test_fewer_than_ten_labels_are_told_by_their_mean(n_labelled, is_constant):
-    filled, missing, target = rows(n_labelled=n_labelled)
-    base, outputs = fit_label_base(filled, missing, target, False, stream())
-    assert (not base.coefficients.any()) == is_constant
-    assert (np.ptp(outputs) == 0) == is_constant
+    assert_array_equal(before.without[2], after.without[2])
+    assert not np.array_equal(before.without[1], after.without[1])
+    assert not np.array_equal(before.base.coefficients, after.base.coefficients)
 
 
 def test_trees_get_the_share_that_lowers_the_error_out_of_fold():
@@ -121,24 +204,24 @@ def test_trees_get_the_share_that_lowers_the_error_out_of_fold():
     filled, missing = rng.normal(size=(200, D)), rng.random((200, D)) < 0.3
     values = np.sign(filled[:, :1]) + filled[:, 1:2] + 0.5 * rng.normal(size=(200, 1))
     target = Target("continuous", values, np.arange(200) < 150, 0.0, 1.0, None)
-    base, outputs = fit_label_base(filled, missing, target, True, stream(3))
-    table, columns = np.hstack([filled, missing])[:150], values[:150, 0]
-    draws = stream(3)
-    folds = KFold(5, shuffle=True, random_state=draws.randint(2**31 - 1))
-    seed = draws.randint(2**31 - 1)
-    forest = ExtraTreesRegressor(30, min_samples_leaf=2, max_features=0.7, random_state=seed)
-    ridge = RidgeCV(10.0 ** (np.arange(13) / 2 - 2))
-    unseen = np.zeros((2, 150))
-    for others, fold in folds.split(table):
-        for told, model in zip(unseen, (ridge, forest), strict=True):
-            told[fold] = model.fit(table[others], columns[others]).predict(table[fold])
-    shares = np.linspace(0, 1, 2001)[:, np.newaxis]
-    mixed = unseen[0] + shares * (unseen[1] - unseen[0])
-    best = int(np.square(mixed - columns).mean(axis=1).argmin())
-    assert 0.2 < base.weight < 1
-    assert base.weight == pytest.approx(shares[best, 0], abs=1e-3)
-    assert_allclose(outputs[:150, 0], mixed[best], atol=2e-3)
-    assert_allclose(outputs[150:], base.outputs(filled[150:], missing[150:]), rtol=1e-12)
-    error = np.square(outputs[150:] - values[150:]).mean()
-    linear = fit_label_base(filled, missing, target, False, stream(3))[0]
-    assert error < np.square(linear.outputs(filled, missing) - values)[150:].mean()
+    folds = folds_of_labels(target)
+    fit = fit_label_base(filled, missing, target, folds, "trees", stream(3))
+    table, draws = np.hstack([filled, missing]), stream(3)
+    linear, trees = np.zeros(150), np.zeros(150)
+    for fold in range(4):
+        known = target.labelled & (folds != fold)
+        seed = draws.randint(2**31 - 1)
+        forest = ExtraTreesRegressor(30, min_samples_leaf=2, max_features=0.7, random_state=seed)
+        here = np.flatnonzero(folds == fold)
+        linear[here] = regression(table, values, known)[here, 0]
+        trees[here] = forest.fit(table[known], values[known, 0]).predict(table[here])
+    candidates = np.linspace(0, 1, 2001)[:, np.newaxis]
+    mixed = linear + candidates * (trees - linear)
+    best = int(np.square(mixed - values[:150, 0]).mean(axis=1).argmin())
+    assert 0.2 < fit.base.weight < 1
+    assert fit.base.weight == pytest.approx(candidates[best, 0], abs=1e-3)
+    assert_allclose(fit.outputs[:150, 0], mixed[best], atol=2e-3)
+    assert_allclose(fit.outputs[150:], fit.base.outputs(filled[150:], missing[150:]), rtol=1e-12)
+    error = np.square(fit.outputs[150:] - values[150:]).mean()
+    ridge = fit_label_base(filled, missing, target, folds, "ridge", stream(3)).base
+    assert error < np.square(ridge.outputs(filled, missing) - values)[150:].mean()

@@ -5,9 +5,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
 
+from skbilevel.estimators.label_base import LabelFit
 from skbilevel.estimators.student_fit import Lectures, new_student, trained_students
 from skbilevel.numerics.parameters import flatten
 from skbilevel.objectives.bilevel_imputation import CLASSES, NUMBERS, Rows
@@ -24,7 +25,7 @@ def stream(seed=0):
 # What students learn from
 
 
-def lectures(kind="numbers", n=60, d=D, ridge=0.3, dropout=0.0, weights=None, seed=0):
+def lectures(kind="numbers", n=60, d=D, ridge=0.3, dropout=0.0, labelled=None, pseudo=0.5, seed=0):
     rng = np.random.default_rng(seed)
     q = Q if kind == "classes" else 2
     mask = rng.random((n, d)) < 0.7
@@ -32,15 +33,14 @@ def lectures(kind="numbers", n=60, d=D, ridge=0.3, dropout=0.0, weights=None, se
     targets = 0.3 * features @ rng.normal(size=(d, q)) + 0.5 * rng.normal(size=(n, q))
     if kind == "classes":
         targets = np.eye(q)[targets.argmax(axis=1)]
-    labelled = 1.0 * (rng.random(n) < 0.6)
-    weights = labelled + 0.5 * (1 - labelled) if weights is None else weights
+    labelled = 1.0 * (rng.random(n) < 0.6) if labelled is None else labelled
     arrays = (features * mask, 1.0 * mask, targets, labelled)
     return Lectures(
         Rows(*map(torch.from_numpy, arrays)),
         torch.from_numpy(features),
         torch.from_numpy(rng.normal(size=(n, q))),
         {"numbers": NUMBERS, "classes": CLASSES}[kind],
-        torch.from_numpy(weights),
+        pseudo,
         mask,
         dropout,
         ridge,
@@ -67,7 +67,7 @@ def test_loss_of_a_batch_is_equation_2_row_by_row(kind):
         each.features.numpy()[batch],
         each.outputs.numpy()[batch],
         kept,
-        each.weights.numpy()[batch],
+        np.where(each.rows.labelled.numpy()[batch] > 0, 1.0, 0.5),
         flatten(student).numpy(),
         0.3,
     )
@@ -79,9 +79,9 @@ def test_loss_of_a_batch_is_equation_2_row_by_row(kind):
 
 
 def test_batches_are_the_rows_that_count_with_masks_to_copy():
-    weights = np.random.default_rng(0).integers(0, 2, 600) * 0.5
-    each = lectures(n=600, dropout="empirical", weights=weights)
-    useful = np.flatnonzero(weights)
+    labelled = 1.0 * np.random.default_rng(0).integers(0, 2, 600)
+    each = lectures(n=600, dropout="empirical", labelled=labelled, pseudo=0.0)
+    useful = np.flatnonzero(labelled)
     batches = list(islice(each.batches(100, stream()), 9))
     order = torch.cat([batch for batch, _ in batches]).numpy()
     assert sorted(order[: len(useful)]) == useful.tolist()
@@ -98,7 +98,7 @@ def test_some_of_the_lectures_are_about_those_rows_and_copy_all_masks():
     some = each.at(torch.tensor([4, 9]))
     assert torch.equal(some.features, each.features[[4, 9]])
     assert torch.equal(some.outputs, each.outputs[[4, 9]])
-    assert torch.equal(some.weights, each.weights[[4, 9]])
+    assert torch.equal(some.rows.labelled, each.rows.labelled[[4, 9]])
     assert torch.equal(some.rows.targets, each.rows.targets[[4, 9]])
     assert some.observed is each.observed
     assert (some.ridge, some.feature_dropout, some.kind) == (0.3, 0.0, NUMBERS)
@@ -116,7 +116,8 @@ def test_linear_student_ends_at_the_minimum_of_ridge_over_two(kind):
     told = softmax(outputs, axis=1) if kind == "classes" else outputs
     labels = np.where(each.rows.labelled.numpy()[:, None] > 0, each.rows.targets.numpy(), told)
     model = np.hstack([each.features.numpy(), np.ones((60, D + 1))])
-    expected = minimiser(model, labels, each.weights.numpy(), 0.3, kind == "classes")
+    weights = np.where(each.rows.labelled.numpy() > 0, 1.0, 0.5)
+    expected = minimiser(model, labels, weights, 0.3, kind == "classes")
     weight, bias = student.parameters()
     found = np.vstack([weight.detach().numpy().T, bias.detach().numpy()])
     assert_allclose(found, expected, rtol=0, atol=1e-4)
@@ -125,8 +126,7 @@ def test_linear_student_ends_at_the_minimum_of_ridge_over_two(kind):
 
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
 def test_training_lowers_the_loss_of_new_rows(kind):
-    each = lectures(kind, n=400, ridge=1e-3, dropout="empirical", weights=np.ones(400))
-    each = Lectures(**{**vars(each), "rows": each.rows._replace(labelled=torch.ones(400))})
+    each = lectures(kind, n=400, ridge=1e-3, dropout="empirical", labelled=np.ones(400))
     learnt, new = each.at(torch.arange(300)), each.at(torch.arange(300, 400))
     (student,) = trained_students([learnt], (8,), 200, stream())
     with torch.no_grad():
@@ -139,9 +139,8 @@ def test_training_lowers_the_loss_of_new_rows(kind):
 
 
 def test_rows_of_weight_zero_teach_nothing():
-    weights = 1.0 * (np.arange(60) < 40)
-    each = lectures(weights=weights)
-    nothing = torch.where(each.weights > 0, 0.0, torch.nan)[:, None]
+    each = lectures(labelled=1.0 * (np.arange(60) < 40), pseudo=0.0)
+    nothing = torch.where(each.rows.labelled > 0, 0.0, torch.nan)[:, None]
     other = Lectures(**{**vars(each), "features": each.features + nothing})
     students = [trained_students([some], (4,), 20, stream())[0] for some in (each, other)]
     assert torch.equal(*map(flatten, students))
@@ -176,3 +175,32 @@ def test_raw_lectures_are_labelled_rows_whose_missing_cells_stay_missing():
         assert 0.4 < whole.double().mean() <= 1
         examples = each.examples(batch, kept)
         assert torch.equal(examples.values, each.rows.values[batch] * kept)
+
+
+def told(folds, outputs, seed=5):
+    """Of a base of T_y with these folds and outputs: without a fold it says something else."""
+    without = np.random.default_rng(seed).normal(size=(folds.max() + 1, *outputs.shape))
+    return LabelFit(None, outputs, without, folds)
+
+
+def test_lectures_without_a_fold_know_nothing_of_its_labels():
+    """Their pseudo-labels are those of a base without it, plus what the teacher adds."""
+    each = lectures(pseudo=0.5)
+    labelled = each.rows.labelled.numpy()
+    folds = np.where(labelled > 0, np.arange(60) % 3, -1)
+    base = np.random.default_rng(4).normal(size=each.outputs.shape)
+    fit = told(folds, base)
+    part = each.without(fit, 1)
+    assert_array_equal(part.rows.labelled.numpy(), labelled * (folds != 1))
+    added = each.outputs.numpy() - base
+    assert_allclose(part.outputs.numpy(), fit.without[1] + added, rtol=1e-12)
+    batch = torch.from_numpy(np.flatnonzero(folds == 1))
+    examples = part.examples(batch, each.rows.mask[batch])
+    assert torch.equal(examples.labels, part.outputs[batch])
+    assert examples.weights.tolist() == [0.5] * len(batch)
+
+
+def test_lectures_without_folds_are_all_of_them():
+    each = lectures()
+    nothing = LabelFit(None, each.outputs.numpy(), np.zeros((0, 60, 2)), np.full(60, -1))
+    assert each.without(nothing, 0) is each

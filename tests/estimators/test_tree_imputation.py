@@ -77,15 +77,15 @@ def test_forest_of_one_leaf_predicts_the_mean():
     assert_array_equal(forest.predict(np.ones((2, 2))), [3.0, 3.0])
 
 
-def test_only_so_many_rows_are_drawn_for_a_forest(monkeypatch):
+def test_every_tree_draws_only_so_many_rows(monkeypatch):
     monkeypatch.setattr(tree_imputation, "_MOST_ROWS", 50)
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(80, 3)), rng.normal(size=80)
     forest = grown(X, y, 7, np.random.RandomState(0))
-    stream = np.random.RandomState(0)
-    index = stream.choice(80, 50, replace=False)
-    model = regressor(stream.randint(2**31 - 1)).fit(X[index], y[index])
+    model = regressor(np.random.RandomState(0).randint(2**31 - 1))
+    model.set_params(bootstrap=True, max_samples=50).fit(X, y)
     assert_allclose(forest.predict(X), model.predict(X), rtol=1e-14, atol=1e-15)
+    assert forest.roots[-1] < 7 * 50
 
 
 # Columns in turn
