@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from bilevel_designs import Split, hanoi, synthetic_linear, teacher_case, tilt_case
+from bilevel_cost import iteration_cost
+from bilevel_designs import Split, hanoi, shuffled, synthetic_linear, teacher_case, tilt_case
 from bilevel_peers import HEADS, IMPUTERS, boosted, masked_network, ridge_head, score
+from bilevel_summary import summary
 from real_data import Table, bilevel_sets, tilt_sets
 from record import circumstances
 from sklearn.base import clone
@@ -124,6 +126,7 @@ TILT_CELLS = {
     "hard": ("hard", 600, 0.1, _SIX),
     "MAR": ("mar", 360, 0.1, _SIX),
     "MCAR": ("mcar", 360, 0.1, _SIX),
+    "placebo": ("soft", 360, 0.1, _SIX),
 }
 
 
@@ -132,9 +135,10 @@ def tilt(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
     for name, (mechanism, n_train, rate, of) in TILT_CELLS.items():
         for seed in seeds:
             for which in (which for which in of if which in sets):
+                table = shuffled(sets[which], seed) if name == "placebo" else sets[which]
 
                 def run(
-                    case: Any = (sets[which], mechanism, seed, n_train, rate), seed: int = seed
+                    case: Any = (table, mechanism, seed, n_train, rate), seed: int = seed
                 ) -> Cell:
                     return _behind(tilt_case(*case), seed)
 
@@ -283,11 +287,7 @@ def seconds(sets: Any, seeds: Iterable[int], cells: Cells) -> None:
         for seed in seeds:
 
             def run(rate: float = rate, seed: int = seed) -> Cell:
-                r = np.random.RandomState(seed)
-                X = r.randn(1000, 4) @ r.randn(4, 20) + 0.5 * r.randn(1000, 20)
-                y = X @ r.randn(20) / 4 + 0.3 * r.randn(1000)
-                rows = np.where(r.rand(*X.shape) < 0.3, np.nan, X)
-                labels = np.where(r.rand(1000) < rate, y, np.nan)
+                rows, labels = _large(seed, rate)
                 cell = {}
                 for name, settings in {
                     "default": {},
@@ -301,6 +301,36 @@ def seconds(sets: Any, seeds: Iterable[int], cells: Cells) -> None:
             cells.measure(f"seconds {rate} {seed}", run)
 
 
+def _large(seed: int, label_rate: float) -> tuple[Any, Any]:
+    """1000 rows of 20 columns, 30 % missing, and labels."""
+    r = np.random.RandomState(seed)
+    X = r.randn(1000, 4) @ r.randn(4, 20) + 0.5 * r.randn(1000, 20)
+    y = X @ r.randn(20) / 4 + 0.3 * r.randn(1000)
+    rows = np.where(r.rand(*X.shape) < 0.3, np.nan, X)
+    return rows, np.where(r.rand(1000) < label_rate, y, np.nan)
+
+
+def iteration(sets: Any, seeds: Iterable[int], cells: Cells) -> None:
+    """CPU milliseconds of an iteration of the outer loop, beside those of its passes."""
+    for outer, curvature in (
+        ("crossfit", "gauss_newton"),
+        ("crossfit", "hessian"),
+        ("holdout", "hessian"),
+    ):
+        for seed in seeds:
+
+            def run(outer: str = outer, curvature: str = curvature, seed: int = seed) -> Cell:
+                found = iteration_cost(
+                    *_large(seed, 1.0), outer=outer, curvature=curvature, seed=seed
+                )
+                return {
+                    name: round(value if name == "ratio" else 1000 * value, 3)
+                    for name, value in found.items()
+                }
+
+            cells.measure(f"iteration {outer} {curvature} {seed}", run)
+
+
 TABLES = {
     "imputation": imputation,
     "prediction": prediction,
@@ -309,6 +339,7 @@ TABLES = {
     "air": air,
     "leak": leak,
     "seconds": seconds,
+    "iteration": iteration,
 }
 
 
@@ -339,7 +370,9 @@ def main() -> None:
     for name in arguments.tables.split(","):
         sets = _sets_of(name, arguments.data_dir)
         chosen = [each for each in arguments.sets.split(",") if each in sets] or list(sets)
-        TABLES[name]({each: sets[each] for each in chosen}, seeds, Cells(arguments.cells))
+        cells = Cells(arguments.cells)
+        TABLES[name]({each: sets[each] for each in chosen}, seeds, cells)
+        print("\n".join(["", *summary(name, cells.measured)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -169,6 +169,13 @@ def mask(X: Array, mechanism: str, rate: float, r: RandomState) -> Mask:
     return MASKS[mechanism]((X - X.mean(0)) / (X.std(0) + 1e-9), rate, r)
 
 
+def shuffled(table: Table, seed: int) -> Table:
+    """The same columns and target, each in an order of its own: nothing tells of anything."""
+    r = RandomState(seed)
+    X = np.column_stack([r.permutation(column) for column in table.X.T])
+    return Table(X, r.permutation(table.y))
+
+
 def tilt_case(
     table: Table, mechanism: str, seed: int, n_train: int = 600, label_rate: float = 0.1
 ) -> Split:

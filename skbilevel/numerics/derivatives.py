@@ -25,6 +25,7 @@ __all__ = [
     "gauss_newton_vp",
     "grad",
     "hvp",
+    "value_and_grad",
     "vjp",
 ]
 
@@ -83,6 +84,8 @@ class GradientGraph:
     f : callable
     theta, phi : Tensor
         Copies in the sense of autograd: the leaves of the graph.
+    value : Tensor, scalar
+        f itself, without a graph.
     gradient : Tensor of shape (p,)
         Carries the graph. A solver that needs several products with one vector u gets them in
         one pass from ``vjp(graph.gradient, (graph.theta, graph.phi), u)``.
@@ -94,6 +97,7 @@ class GradientGraph:
         with torch.enable_grad():
             value = f(self.theta, self.phi)
             (self.gradient,) = vjp(value, (self.theta,), create_graph=True)
+        self.value = value.detach()
 
     def hvp(self, v: Tensor) -> Tensor:
         """``(d2 f / d theta2) v``; (p,) to (p,)."""
@@ -104,12 +108,17 @@ class GradientGraph:
         return vjp(self.gradient, (self.phi,), u)[0]
 
 
-def grad(f: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, ...]:
-    """The gradient of a scalar function in each of its arguments, in one backward pass."""
+def value_and_grad(f: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A scalar function, and its gradient in each of its arguments, in one backward pass."""
     leaves = tuple(_leaf(arg) for arg in args)
     with torch.enable_grad():
         value = f(*leaves)
-    return vjp(value, leaves)
+    return value.detach(), vjp(value, leaves)
+
+
+def grad(f: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of a scalar function in each of its arguments, in one backward pass."""
+    return value_and_grad(f, *args)[1]
 
 
 def hvp(f: ScalarFunction, theta: Tensor, phi: Tensor, v: Tensor) -> Tensor:

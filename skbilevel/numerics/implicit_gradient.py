@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from skbilevel.numerics.derivatives import GradientGraph, gauss_newton, gauss_newton_matrix, grad
+from skbilevel.numerics.derivatives import (
+    GradientGraph,
+    gauss_newton,
+    gauss_newton_matrix,
+    value_and_grad,
+)
 from skbilevel.numerics.linear_solve import (
     LinearSolve,
     Matrix,
@@ -40,6 +45,8 @@ class Hypergradient:
         What phi does through ``theta*(phi)``.
     adjoint : LinearSolve
         The solution u of ``(d2_theta inner) u = d_theta outer``, with its residual.
+    inner_value, outer_value : Tensor, scalar
+        Both objectives.
     inner_gradient, outer_gradient : Tensor of shape (p,)
         ``d_theta inner``, which is 0 at a solution, and ``d_theta outer``.
     """
@@ -47,6 +54,8 @@ class Hypergradient:
     direct: Tensor
     implicit: Tensor
     adjoint: LinearSolve
+    inner_value: Tensor
+    outer_value: Tensor
     inner_gradient: Tensor
     outer_gradient: Tensor
 
@@ -131,12 +140,20 @@ def implicit_gradient(
     -------
     Hypergradient
     """
-    outer_theta, direct = grad(problem.outer, theta, phi)
+    outer_value, (outer_theta, direct) = value_and_grad(problem.outer, theta, phi)
     graph = GradientGraph(problem.inner, theta, phi)
     operator = _named_curvature(curvature)(graph)
     adjoint = solve(operator, outer_theta)
     implicit = -graph.cross_vjp(adjoint.value)
-    return Hypergradient(direct, implicit, adjoint, graph.gradient.detach(), outer_theta)
+    return Hypergradient(
+        direct,
+        implicit,
+        adjoint,
+        graph.value,
+        outer_value,
+        graph.gradient.detach(),
+        outer_theta,
+    )
 
 
 def _named_curvature(curvature: str | Curvature) -> Curvature:

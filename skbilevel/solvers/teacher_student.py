@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skbilevel.numerics.derivatives import ScalarFunction, grad, vjp
+from skbilevel.numerics.derivatives import ScalarFunction, value_and_grad, vjp
 from skbilevel.numerics.implicit_gradient import Hypergradient, implicit_gradient
 from skbilevel.numerics.linear_solve import LinearSolve, Operator, conjugate_gradient, direct_solve
 from skbilevel.numerics.problem import BilevelProblem
@@ -209,28 +209,35 @@ def _teaching(
 ) -> tuple[tuple[Tensor, ...], dict[str, float]]:
     """The gradient of the outer loss in the tensors of the teacher, and what was seen."""
     fixed = phi.detach()
-    with torch.no_grad():
-        monitored = {
-            "inner": float(problem.inner(theta, fixed)),
-            "outer": float(problem.outer(theta, fixed)),
-            "cg_residual": 0.0,
-            "negative_curvature": 0.0,
-        }
     if settings.weight == 0 or settings.terms == "direct":
-        monitored["stationarity"] = float(grad(problem.inner, theta, fixed)[0].norm())
-        direct = grad(problem.outer, theta, fixed)[1]
+        inner, (slope, _) = value_and_grad(problem.inner, theta, fixed)
+        outer, (_, direct) = value_and_grad(problem.outer, theta, fixed)
         left = direct if settings.weight > 0 else torch.zeros_like(direct)
-        return vjp(phi, tuple(teacher), left), monitored
+        return vjp(phi, tuple(teacher), left), _monitored(inner, outer, slope, 0.0, False)
     found, was_negative = guarded_gradient(
         problem, theta, fixed, settings.curvature, settings.n_products
     )
     right = float(found.outer_gradient.norm())
-    monitored |= {
-        "stationarity": float(found.inner_gradient.norm()),
-        "cg_residual": found.adjoint.residual_norm / right if right else 0.0,
+    monitored = _monitored(
+        found.inner_value,
+        found.outer_value,
+        found.inner_gradient,
+        found.adjoint.residual_norm / right if right else 0.0,
+        was_negative,
+    )
+    return vjp(phi, tuple(teacher), found.total), monitored
+
+
+def _monitored(
+    inner: Tensor, outer: Tensor, slope: Tensor, residual: float, was_negative: bool
+) -> dict[str, float]:
+    return {
+        "inner": float(inner),
+        "outer": float(outer),
+        "stationarity": float(slope.norm()),
+        "cg_residual": residual,
         "negative_curvature": float(was_negative),
     }
-    return vjp(phi, tuple(teacher), found.total), monitored
 
 
 def _move(
