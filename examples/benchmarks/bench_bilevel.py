@@ -121,7 +121,8 @@ def _scores(case: Split, seed: int) -> Cell:
 _SIX = ("synthetic linear", "diabetes", "concrete", "california", "red wine", "banknote")
 TILT_CELLS = {
     "soft": ("soft", 600, 0.1, _SIX),
-    "soft, all labels": ("soft", 360, 1.0, _SIX[:2] + _SIX[2:5]),
+    "soft, all labels": ("soft", 360, 1.0, _SIX[:5]),
+    "soft, all labels, lines": ("soft", 360, 1.0, _SIX[:5]),
     "alternating": ("alternating", 360, 0.1, _SIX[:3]),
     "hard": ("hard", 600, 0.1, _SIX),
     "MAR": ("mar", 360, 0.1, _SIX),
@@ -138,16 +139,21 @@ def tilt(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
                 table = shuffled(sets[which], seed) if name == "placebo" else sets[which]
 
                 def run(
-                    case: Any = (table, mechanism, seed, n_train, rate), seed: int = seed
+                    case: Any = (table, mechanism, seed, n_train, rate),
+                    seed: int = seed,
+                    name: str = name,
                 ) -> Cell:
-                    return _behind(tilt_case(*case), seed)
+                    settings = {"base": "gaussian"} if name.endswith("lines") else {}
+                    return _behind(tilt_case(*case), seed, **settings)
 
                 cells.measure(f"tilt {name} {which} {seed}", run)
 
 
-def _behind(case: Split, seed: int) -> Cell:
+def _behind(case: Split, seed: int, **settings: Any) -> Cell:
     rows, n, labelled = case.incomplete, case.n_train, np.flatnonzero(case.labelled)
-    bilevel = BilevelImputer(add_indicator=True, target_type=_type(case), random_state=seed)
+    bilevel = BilevelImputer(
+        add_indicator=True, target_type=_type(case), random_state=seed, **settings
+    )
     contestants = {
         "EM": GaussianImputer(add_indicator=True, random_state=seed),
         "IterativeImputer": IterativeImputer(

@@ -102,7 +102,8 @@ def _tilt(cells: Cells) -> Iterator[str]:
 
 def _mechanism(case: str) -> str:
     """Of a case of the tilt, without the name of its set."""
-    known = ("soft, all labels", "soft", "alternating", "hard", "MAR", "MCAR", "placebo")
+    known = ("soft, all labels, lines", "soft, all labels", "soft", "alternating", "hard")
+    known += ("MAR", "MCAR", "placebo")
     return next(name for name in known if case.startswith(f"{name} "))
 
 
