@@ -82,7 +82,7 @@ def _type(case: Split) -> str:
 
 
 def prediction(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:
-    """The student beside the same network on zeros and mask, and boosting on NaN."""
+    """`predict` beside the student's network on zeros and mask, and boosting on NaN."""
     for name, table in sets.items():
         for mechanism in ("mcar", "mar"):
             for rate in (0.1, 0.2, 1.0):

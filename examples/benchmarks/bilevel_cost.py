@@ -30,8 +30,8 @@ def iteration_cost(
 
     The passes are the steps of the student, the products with the curvature on a graph that is
     there already, the mixed product with that graph and on to the teacher, and a step of the
-    teacher on its own loss. Drawing rows and masks, the outer gradient and the records of the
-    history are on top.
+    teacher on its own loss. Drawing rows and masks, the outer gradient, the forward pass of the
+    Gauss-Newton operator, the product that checks the solution and the records are on top.
     """
 
     def measure(

@@ -159,7 +159,7 @@ def _teacher(cells: Cells) -> Iterator[str]:
 
 def _worse(gains: Array) -> float:
     """One-sided p value that the mean gain is below zero."""
-    if not gains.any():
+    if len(gains) < 2 or not gains.any():
         return 1.0
     return float(stats.ttest_1samp(gains, 0.0, alternative="less").pvalue)
 

@@ -61,7 +61,8 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
        loss on rows set aside flows back to the teacher by an implicit gradient, bounded by that of
        the teacher's own loss, and what comes of it is kept only if further rows confirm it.
 
-    `transform` does not see ``y``. `predict` is the student. Without ``y`` there is no student.
+    `transform` does not see ``y``. `predict` is a committee of students and of a simpler model on
+    imputed rows. Without ``y`` there is none.
 
     Parameters
     ----------
@@ -76,8 +77,8 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         fold that it has not seen; a fifth of the labelled rows, at least eight, confirm what comes
         of it, so that with fewer than 40 labels there is no loop. "holdout": one student, three
         tenths of the labelled rows, as Algorithm 1 of the source, without a bound and without
-        confirmation: ``selected_`` is then "bilevel", and that student predicts, whatever
-        ``n_students`` says; with few labels it overfits. The other two judge rows that the teacher
+        confirmation: ``selected_`` is then "bilevel", and that student alone predicts, unless the
+        loop is off; with few labels it overfits. The other two judge rows that the teacher
         has imputed, into which it can write their labels; they exist to show that leak, and warn.
     n_folds : int, default=3
         Folds of "crossfit".
@@ -99,8 +100,10 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Steps of the students that predict; "auto" is 250, or as many as show all rows 60 times,
         but at most 3000.
     n_students : int, default=4
-        Their number; outputs are averaged. Every second one does not learn from the teacher, but
-        from labelled rows as they are: a guard against a teacher that is wrong.
+        Number of students of either kind that predict. Those of the first kind learn from the
+        teacher, those of the second from labelled rows as they are, a guard against a teacher that
+        is wrong. Each does without one of four blocks of labelled rows, in turn, which tells what
+        the kinds are worth beside a ridge regression on imputed rows (``prediction_shares_``).
     hidden_layer_sizes, student_hidden_layer_sizes : int or sequence of int, \
             default=(128, 128) and (32, 32)
         Widths of the hidden layers of the teacher and of a student, which also has a linear part;
@@ -163,8 +166,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Number of iterations, at least 1.
     prediction_shares_ : dict of str to float
         What `predict` is made of: "students" of the teacher, "raw_students" of labelled rows as
-        they are, and "label_base", a ridge regression (beside trees, unless ``base`` is
-        "gaussian") on imputed rows. Only with labels.
+        they are, and "label_base", a ridge regression (beside trees, unless ``base`` is "gaussian"
+        or "mean"; the mean of the labels if there are fewer than ten) on imputed rows. All is
+        "students" where ``outer`` is not "crossfit". Only with labels.
     target_type_ : str
         What ``y`` was taken for; only with labels.
     classes_ : ndarray of shape (n_classes,)
@@ -385,7 +389,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
     @available_if(_predicts)
     @single_thread()
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Predict ``y`` by the students, from rows as they are.
+        """Predict ``y`` from rows as they are: the mean of a committee, weighted by its shares.
 
         Parameters
         ----------

@@ -21,6 +21,7 @@ from skbilevel.estimators.linear_fit import Table
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit, fit_tilt
 from skbilevel.estimators.teacher_fit import (
+    FARTHEST,
     Lessons,
     copies_of,
     new_teacher,
@@ -33,8 +34,6 @@ from skbilevel.models.student import Student
 from skbilevel.objectives.bilevel_imputation import CLASSES, NUMBERS, Kind, Rows
 from skbilevel.solvers.teacher_student import Alternation
 
-# What imputes by lines or means predicts by them.
-_LABEL_KINDS = {GaussianBase: "ridge", MeanBase: "mean"}
 # Labels to stop the teacher's label by; with fewer labels it stays at its base.
 _SHARE_OF_LABELS, _FEWEST_LABELS = 0.1, 20
 
@@ -113,12 +112,12 @@ def fit_bilevel(
     hidden = held_out_cells(observed, rng)
     fitted = fit_base(settings.base, table, hidden, rng)
     base, normal = fitted.base, fitted.normal
-    tilt = _tilt(Z, target, normal, settings, rng)
-    filled = base.completed(Z)
-    shift = np.zeros(Z.shape) if tilt is None else tilt_shift(Z, normal, tilt.tilt)
     roles = None if target is None else _roles(target, settings, rng)
     known = _known(target, roles)
-    told = _told(base, filled + shift, ~observed, known, rng)
+    tilt = _tilt(Z, known, normal, settings, rng)
+    filled = base.completed(Z)
+    shift = np.zeros(Z.shape) if tilt is None else tilt_shift(Z, normal, tilt.tilt)
+    told = _told(base, np.clip(filled + shift, -FARTHEST, FARTHEST), ~observed, known, rng)
     room = _classroom(Z, filled, shift, target, known, told, fitted, hidden, settings, rng)
     parts = _Parts(table, base, normal, tilt, told, room, settings)
     history = pretrained(room.teacher, room.lessons, settings.pretraining_steps, rng)
@@ -165,7 +164,10 @@ class _Parts:
             committee,
             selected,
             history,
-            OUTER[self.settings.outer].judges_imputed,
+            # Students of the loop itself; others have learnt from incomplete rows.
+            OUTER[self.settings.outer].judges_imputed
+            and committee is not None
+            and not committee.raw_students,
             self.settings.hidden,
             self.settings.student_hidden,
         )
@@ -226,9 +228,9 @@ def _told(
 ) -> LabelFit | None:
     if known is None:
         return None
-    kind = _LABEL_KINDS.get(type(base), "trees")
-    folds = folds_of_labels(known)
-    return fit_label_base(filled, missing, known, folds, kind, rng)
+    # What imputes by lines predicts by them.
+    has_trees = not isinstance(base, GaussianBase | MeanBase)
+    return fit_label_base(filled, missing, known, folds_of_labels(known), has_trees, rng)
 
 
 def _classroom(

@@ -15,7 +15,8 @@ from skbilevel.estimators.bilevel_target import Target, encoded
 class BilevelRegressor(RegressorMixin, BilevelImputer):
     """Predict a number from rows with missing features, and from few labels.
 
-    `BilevelImputer` with a ``y`` that is required: its student predicts, and `transform` imputes.
+    `BilevelImputer` with a ``y`` that is required: its committee predicts, and `transform`
+    imputes.
     Parameters and attributes are those of `BilevelImputer`; ``target_type`` is "auto" or
     "continuous", which mean the same here.
 
@@ -55,7 +56,8 @@ class BilevelRegressor(RegressorMixin, BilevelImputer):
 class BilevelClassifier(ClassifierMixin, BilevelImputer):
     """Predict a class from rows with missing features, and from few labels.
 
-    `BilevelImputer` with a ``y`` that is required: its student predicts, and `transform` imputes.
+    `BilevelImputer` with a ``y`` that is required: its committee predicts, and `transform`
+    imputes.
     Parameters and attributes are those of `BilevelImputer`; ``target_type`` "auto" and
     "multiclass" take every distinct value of ``y`` for a class, "binary" at most two of them.
 

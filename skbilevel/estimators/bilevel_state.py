@@ -76,11 +76,14 @@ class BilevelModel:
     def _parts(self, Z: np.ndarray) -> tuple[np.ndarray, tuple[Any, Any]]:
         """Tilted base, (b, d), and the teacher's corrections of it and of the label."""
         base = self.base.completed(Z)
-        filled = base + tilt_shift(Z, self.normal, self.tilt)
+        filled = self._tilted(Z, base)
         if self.teacher is None:
             return filled, (0.0, 0.0)
         features, outputs = self.teacher(*teacher_inputs(Z, base))
         return filled, (features.numpy(), outputs.numpy())
+
+    def _tilted(self, Z: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return base + tilt_shift(Z, self.normal, self.tilt)
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """T_y of rows (b, d): numbers, or logits, (b, q)."""
@@ -102,7 +105,7 @@ class BilevelModel:
         kind = CLASSES if self.label_base.is_class else NUMBERS
 
         def of_base() -> np.ndarray:
-            outputs = self._base_outputs(Z, self._parts(Z)[0])
+            outputs = self._base_outputs(Z, self._tilted(Z, self.base.completed(Z)))
             return kind.labels(torch.from_numpy(outputs)).numpy()
 
         blend = blended(self.committee, kind, inputs.values, inputs.mask, of_base)

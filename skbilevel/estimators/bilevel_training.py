@@ -96,9 +96,9 @@ def _set_aside(
     n_aside = max(_FEWEST_SET_ASIDE, int(_SHARE_SET_ASIDE * len(labelled)))
     n_aside = min(n_aside, max(1, len(labelled) // 2))
     order = rng.permutation(labelled)
-    judged, learnt = order[:n_aside], np.concatenate([order[n_aside:], others])
     # A single row with a label has to teach and to judge.
-    return [Split(_index(learnt if len(learnt) else judged), _index(judged))]
+    teaching = order[n_aside:] if len(order) > 1 else order
+    return [Split(_index(teaching, others), _index(order[:n_aside]))]
 
 
 def _index(*parts: np.ndarray) -> Tensor:
@@ -120,7 +120,7 @@ class Roles(NamedTuple):
     ----------
     splits : list of Split
     confirming : ndarray of int
-        Labelled rows that neither teach nor judge.
+        Labelled rows in no split. Their labels are in the base of T_y, before the loop and after.
     aside : ndarray of int
         Rows that always judge: nobody else may know their labels.
     """

@@ -4,6 +4,7 @@ Three kinds of predictors err in different ways: students of the teacher, who ha
 and believe it; students of the labelled rows as they are, who believe nothing; and the base of
 T_y on imputed rows, which knows most with few labels. Every student does without a fold of the
 labels, and so does the base for that purpose: what they say of the fold tells what each is worth.
+(What the teacher itself has learnt of all labels reaches a student by other rows than the fold's.)
 """
 
 from __future__ import annotations
@@ -96,16 +97,17 @@ def _unseen(
     students: list[Student], absent: np.ndarray, lectures: Lectures, told: LabelFit
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each kind says of the rows that it has not seen, (3, m, q), and their labels (m, q)."""
-    rows, labels_of = lectures.rows, lectures.kind.labels
+    labels_of = lectures.kind.labels
     has_not_seen = absent[:, np.newaxis] == told.folds
     index = np.flatnonzero(has_not_seen.any(axis=0))
     listened = has_not_seen[:, index] / has_not_seen[:, index].sum(axis=0)
+    rows = lectures.rows.at(torch.from_numpy(index))
     with torch.no_grad():
         each = torch.stack([labels_of(student(rows.values, rows.mask)) for student in students])
         base = labels_of(torch.from_numpy(told.outputs[index])).numpy()
-    kinds = each.numpy()[:, index].reshape(2, len(absent), *base.shape)
+    kinds = each.numpy().reshape(2, len(absent), *base.shape)
     outputs = np.concatenate([np.einsum("skmq,km->smq", kinds, listened), base[np.newaxis]])
-    return outputs, rows.targets.numpy()[index]
+    return outputs, rows.targets.numpy()
 
 
 def best_shares(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

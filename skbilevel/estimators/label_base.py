@@ -1,4 +1,5 @@
-"""Where the labels of a teacher start: a ridge regression, and trees for a share of it."""
+"""Where the labels of a teacher start: a ridge regression, and trees for a share of it, or the
+mean of the labels if there are fewer than ten."""
 
 from __future__ import annotations
 
@@ -105,7 +106,7 @@ def fit_label_base(
     missing: np.ndarray,
     target: Target,
     folds: np.ndarray,
-    kind: str,
+    has_trees: bool,
     rng: np.random.RandomState,
 ) -> LabelFit:
     """Fit the base of T_y to all labels, and without those of each fold.
@@ -118,18 +119,17 @@ def fit_label_base(
     target : Target
     folds : ndarray of shape (n,), int
         As of `folds_of_labels`.
-    kind : {"mean", "ridge", "trees"}
-        The mean of the labels, which it is in any case if these are few; a ridge regression; or
-        trees beside it.
+    has_trees : bool
+        Whether there are trees beside the ridge regression.
     rng : RandomState
     """
     labelled, is_class = target.labelled, target.classes is not None
     rows = np.hstack([filled, missing])
     learnt = [labelled & (folds != fold) for fold in range(folds.max() + 1)] + [labelled]
-    is_mean = kind == "mean" or labelled.sum() < _FEWEST_FOR_RIDGE
-    fit = _mean if is_mean else _ridge
+    few = labelled.sum() < _FEWEST_FOR_RIDGE
+    fit = _mean if few else _ridge
     bases = [fit(rows[part], target.values[part], is_class) for part in learnt]
-    if kind == "trees" and not is_mean:
+    if has_trees and not few:
         sizes = [_FEW_TREES] * (len(learnt) - 1) + [_N_TREES]
         forests = [
             grown(rows[part], _columns(target.values[part]), size, rng)

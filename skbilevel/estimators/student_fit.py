@@ -94,11 +94,12 @@ class Lectures:
         """The same rows as if a fold had no labels, of which the base of T_y knows nothing."""
         if not len(told.without):
             return self
-        labelled = self.rows.labelled * torch.from_numpy(1.0 * (told.folds != fold))
-        change = torch.from_numpy(told.without[fold] - told.outputs)
-        return replace(
-            self, rows=self.rows._replace(labelled=labelled), outputs=self.outputs + change
-        )
+        in_fold = torch.from_numpy(told.folds == fold)
+        without, outputs = torch.from_numpy(told.without[fold]), torch.from_numpy(told.outputs)
+        # What the teacher adds to the base at rows of the fold, it has learnt from their labels.
+        corrected = torch.where(in_fold.unsqueeze(1), without, self.outputs + without - outputs)
+        labelled = torch.where(in_fold, 0.0, self.rows.labelled)
+        return replace(self, rows=self.rows._replace(labelled=labelled), outputs=corrected)
 
     def useful(self) -> np.ndarray:
         """Rows that count."""
@@ -111,8 +112,10 @@ class Lectures:
         """
         useful, waiting = self.useful(), np.zeros(0, dtype=np.int64)
         while True:
-            while len(waiting) < size:
-                waiting = np.concatenate([waiting, rng.permutation(useful)])
+            if len(waiting) < size:
+                n_more = -(-(size - len(waiting)) // len(useful))
+                more = [rng.permutation(useful) for _ in range(n_more)]
+                waiting = np.concatenate([waiting, *more])
             batch, waiting = torch.from_numpy(waiting[:size]), waiting[size:]
             yield batch, torch.from_numpy(self._kept(batch, rng).astype(np.float64))
 
@@ -156,8 +159,9 @@ def trained_students(
     n_rows = max(len(each.useful()) for each in lectures)
     size = min(BATCH_ROWS, n_rows)
     streams = [each.batches(size, rng) for each in lectures]
-    # The students share no parameter: one pass over a stack of them takes half of the time.
+    # The students share nothing: one pass over a stack of them takes half of the time.
     theta = torch.stack([flatten(student) for student in students]).requires_grad_()
+    theta.register_hook(_bounded)
     call = torch.vmap(functional(students[0]))
 
     def loss(batches: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -171,11 +175,16 @@ def trained_students(
         loss,
         lambda: [[next(stream) for stream in streams]],
         [ParameterGroup([theta], 0.0)],
-        Schedule(steps, 1, _RATE, largest_norm=_LARGEST_NORM * len(students) ** 0.5),
+        Schedule(steps, 1, _RATE, largest_norm=np.inf),
     )
     for student, parameters in zip(students, theta, strict=True):
         assign(student, parameters)
     return students
+
+
+def _bounded(gradients: Tensor) -> Tensor:
+    """One gradient a student, (k, p), cut to the largest norm each by itself."""
+    return gradients * (_LARGEST_NORM / gradients.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
 def _steps(per_epoch: float) -> int:

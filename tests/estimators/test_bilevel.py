@@ -16,8 +16,11 @@ from sklearn.preprocessing import StandardScaler
 
 from skbilevel import BilevelClassifier, BilevelImputer, BilevelRegressor, GaussianImputer
 from skbilevel.amputation import ampute
+from skbilevel.estimators import bilevel_fit
+from skbilevel.estimators.bilevel_state import model_of
 from skbilevel.metrics import imputation_rmse
 
+KINDS = ("students", "raw_students")
 QUICK = {
     "base": "gaussian",
     "max_iter": 3,
@@ -248,6 +251,7 @@ def test_holdout_is_the_algorithm_without_confirmation():
     imputer = quick(outer="holdout", curvature="hessian", inner_iter=1).fit(X, Y)
     assert imputer.selected_ == "bilevel"
     assert imputer.prediction_shares_ == {"students": 1.0, "raw_students": 0.0, "label_base": 0.0}
+    assert [len(imputer._model["committee"][kind]) for kind in KINDS] == [1, 0]
 
 
 @pytest.mark.parametrize("outer", ["imputed", "imputed_direct"])
@@ -432,9 +436,39 @@ def test_diverging_loop_is_an_error():
 def test_loop_that_is_switched_off_selects_nothing_of_it():
     imputer = quick(outer="holdout", max_iter=0).fit(X, Y)
     assert imputer.selected_ in ("base", "mae")
-    assert (
-        imputer.prediction_shares_["raw_students"] + imputer.prediction_shares_["label_base"] > 0
+    assert min(imputer.prediction_shares_.values()) > 0
+    assert [len(imputer._model["committee"][kind]) for kind in KINDS] == [1, 1]
+
+
+@pytest.mark.parametrize("outer", ["imputed", "imputed_direct"])
+@pytest.mark.filterwarnings("ignore:outer=")
+def test_only_students_of_the_naive_loop_are_shown_imputed_rows(outer):
+    shown = [quick(outer=outer, max_iter=n).fit(X, Y)._model["predicts_imputed"] for n in (0, 2)]
+    assert shown == [False, True]
+
+
+@pytest.mark.parametrize("outer", ["crossfit", "holdout"])
+def test_single_label_is_enough(outer):
+    y = np.where(np.arange(len(X)) == 5, Y, np.nan)
+    imputer = quick(outer=outer).fit(X, y)
+    assert_allclose(imputer.predict(X), Y[5], rtol=1e-6)
+
+
+def test_base_of_labels_says_the_same_at_fit_and_of_the_same_rows_later(monkeypatch):
+    """Also of rows far out, which networks see cut."""
+    kept = []
+    real = bilevel_fit.fit_label_base
+    monkeypatch.setattr(
+        bilevel_fit, "fit_label_base", lambda *given: kept.append(real(*given)) or kept[0]
     )
+    wild = np.where((np.arange(len(X)) == 3)[:, None] & OBSERVED, 40.0, X)
+    imputer = quick().fit(wild, FEW)
+    model = model_of(imputer._model)
+    Z = model.standardized(wild)
+    told = model._base_outputs(Z, model._tilted(Z, model.base.completed(Z)))
+    others = np.isnan(FEW)
+    assert_allclose(told[others], kept[0].outputs[others], rtol=1e-9)
+    assert np.abs(Z[3][OBSERVED[3]]).min() > 8
 
 
 def test_cross_fitting_warns_of_nothing_and_keeps_empty_folds_near_the_data():

@@ -135,9 +135,10 @@ def test_rows_that_only_judge_are_aside(way, takes_others):
     assert len(roles.confirming) == 0
 
 
-def test_single_label_teaches_and_is_not_aside():
-    roles = roles_of(np.arange(5) == 3, OUTER["holdout"], 3, False, stream())
-    assert sets(roles.splits) == [({3}, {3})]
+@pytest.mark.parametrize("takes_others", [False, True])
+def test_single_label_teaches_and_is_not_aside(takes_others):
+    roles = roles_of(np.arange(5) == 3, OUTER["holdout"], 3, takes_others, stream())
+    assert sets(roles.splits) == [({0, 1, 2, 3, 4} if takes_others else {3}, {3})]
     assert len(roles.aside) == 0
 
 

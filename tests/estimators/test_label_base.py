@@ -55,18 +55,25 @@ def test_logits_of_a_class_have_its_shares_kept_off_zero():
 
 
 @pytest.mark.parametrize("is_class", [False, True])
-@pytest.mark.parametrize(("kind", "n_labelled"), [("mean", 40), ("ridge", 9), ("trees", 9)])
-def test_mean_of_the_labels_is_all_that_is_said(is_class, kind, n_labelled):
-    """If it is asked for, or with fewer than ten labels; without a fold it is that of the rest."""
-    filled, missing, target = rows(is_class=is_class, n_labelled=n_labelled)
+@pytest.mark.parametrize("has_trees", [False, True])
+def test_fewer_than_ten_labels_are_told_by_their_mean(is_class, has_trees):
+    """Without a fold by that of the others."""
+    filled, missing, target = rows(is_class=is_class, n_labelled=9)
     folds = folds_of_labels(target)
-    fit = fit_label_base(filled, missing, target, folds, kind, stream())
+    fit = fit_label_base(filled, missing, target, folds, has_trees, stream())
     for known, told in [
         (target.labelled, fit.base.outputs(filled, missing)),
         *((target.labelled & (folds != fold), fit.without[fold]) for fold in range(4)),
     ]:
         mean = target.values[known].mean(axis=0)
         assert_allclose(softmax(told, axis=1) if is_class else told, [shares(mean, is_class)] * 60)
+
+
+def test_ten_labels_are_told_by_a_regression():
+    filled, missing, target = rows(n_labelled=10)
+    fit = fit_label_base(filled, missing, target, folds_of_labels(target), False, stream())
+    assert fit.base.coefficients.any()
+    assert np.ptp(fit.without, axis=1).min() > 0
 
 
 def shares(told, is_class):
@@ -156,7 +163,7 @@ def regression(table, values, where):
 def test_label_base_is_told_out_of_fold_where_there_is_a_label(is_class):
     filled, missing, target = rows(is_class=is_class)
     folds = folds_of_labels(target)
-    fit = fit_label_base(filled, missing, target, folds, "ridge", stream())
+    fit = fit_label_base(filled, missing, target, folds, False, stream())
     table, others = np.hstack([filled, missing]), ~target.labelled
     for fold in range(4):
         known = target.labelled & (folds != fold)
@@ -178,12 +185,13 @@ def test_indicators_count_where_they_tell_something(tell):
     values = filled[:, :1] + 2.0 * tell * missing[:, :1] + 0.5 * rng.normal(size=(80, 1))
     target = Target("continuous", values, np.ones(80, dtype=bool), 0.0, 1.0, None)
     folds = folds_of_labels(target)
-    base = fit_label_base(filled, missing, target, folds, "ridge", stream()).base
+    base = fit_label_base(filled, missing, target, folds, False, stream()).base
     assert base.coefficients[D:].any() == tell
 
 
 @pytest.mark.parametrize("is_class", [False, True])
 def test_what_is_said_without_a_fold_does_not_use_its_labels(is_class):
+    """Nor do the trees, whose share alone is learnt from all folds."""
     filled, missing, target = rows(is_class=is_class)
     folds = folds_of_labels(target)
     fold = np.flatnonzero(folds == 2)
@@ -191,7 +199,7 @@ def test_what_is_said_without_a_fold_does_not_use_its_labels(is_class):
     moved[fold] = np.roll(moved[fold], 1, axis=1) if is_class else 50.0
     other = Target(**{**vars(target), "values": moved})
     before, after = (
-        fit_label_base(filled, missing, each, folds, "ridge", stream()) for each in (target, other)
+        fit_label_base(filled, missing, each, folds, False, stream()) for each in (target, other)
     )
     assert_array_equal(before.without[2], after.without[2])
     assert not np.array_equal(before.without[1], after.without[1])
@@ -205,7 +213,7 @@ def test_trees_get_the_share_that_lowers_the_error_out_of_fold():
     values = np.sign(filled[:, :1]) + filled[:, 1:2] + 0.5 * rng.normal(size=(200, 1))
     target = Target("continuous", values, np.arange(200) < 150, 0.0, 1.0, None)
     folds = folds_of_labels(target)
-    fit = fit_label_base(filled, missing, target, folds, "trees", stream(3))
+    fit = fit_label_base(filled, missing, target, folds, True, stream(3))
     table, draws = np.hstack([filled, missing]), stream(3)
     linear, trees = np.zeros(150), np.zeros(150)
     for fold in range(4):
@@ -223,5 +231,5 @@ def test_trees_get_the_share_that_lowers_the_error_out_of_fold():
     assert_allclose(fit.outputs[:150, 0], mixed[best], atol=2e-3)
     assert_allclose(fit.outputs[150:], fit.base.outputs(filled[150:], missing[150:]), rtol=1e-12)
     error = np.square(fit.outputs[150:] - values[150:]).mean()
-    ridge = fit_label_base(filled, missing, target, folds, "ridge", stream(3)).base
+    ridge = fit_label_base(filled, missing, target, folds, False, stream(3)).base
     assert error < np.square(ridge.outputs(filled, missing) - values)[150:].mean()

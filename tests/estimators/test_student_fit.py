@@ -184,7 +184,8 @@ def told(folds, outputs, seed=5):
 
 
 def test_lectures_without_a_fold_know_nothing_of_its_labels():
-    """Their pseudo-labels are those of a base without it, plus what the teacher adds."""
+    """Their pseudo-labels are those of a base without it, plus, at other rows, what the teacher
+    adds; at rows of the fold it has learnt that from their labels."""
     each = lectures(pseudo=0.5)
     labelled = each.rows.labelled.numpy()
     folds = np.where(labelled > 0, np.arange(60) % 3, -1)
@@ -192,8 +193,9 @@ def test_lectures_without_a_fold_know_nothing_of_its_labels():
     fit = told(folds, base)
     part = each.without(fit, 1)
     assert_array_equal(part.rows.labelled.numpy(), labelled * (folds != 1))
-    added = each.outputs.numpy() - base
+    added = np.where((folds == 1)[:, np.newaxis], 0.0, each.outputs.numpy() - base)
     assert_allclose(part.outputs.numpy(), fit.without[1] + added, rtol=1e-12)
+    assert np.abs(added).max() > 1
     batch = torch.from_numpy(np.flatnonzero(folds == 1))
     examples = part.examples(batch, each.rows.mask[batch])
     assert torch.equal(examples.labels, part.outputs[batch])
@@ -204,3 +206,14 @@ def test_lectures_without_folds_are_all_of_them():
     each = lectures()
     nothing = LabelFit(None, each.outputs.numpy(), np.zeros((0, 60, 2)), np.full(60, -1))
     assert each.without(nothing, 0) is each
+
+
+def test_gradients_are_cut_for_each_student_by_itself():
+    """What one of them meets, however wild, does not slow another."""
+    each = lectures()
+    targets = torch.where(torch.arange(60)[:, None] < 30, 1e6, each.rows.targets)
+    wild = Lectures(**{**vars(each), "rows": each.rows._replace(targets=targets)})
+    alone, beside = (
+        trained_students([each, other], (4,), 30, stream())[0] for other in (each, wild)
+    )
+    assert torch.equal(flatten(alone), flatten(beside))
