@@ -24,6 +24,7 @@ from skbilevel.objectives.shadow_tilt import (
     capped,
     losses,
     mask_agreement,
+    mask_score,
     objective,
     stacked,
     tilt_of,
@@ -58,8 +59,8 @@ class TiltFit:
         lose more by a false tilt may ask for more of it.
     evidence : float
         For a tilt against none, in nats.
-    agreement : float
-        Of the tilt with the mask, at most 1.
+    agreement, score : float
+        Of the tilt with the mask: at most 1, and in standard errors.
     """
 
     tilt: np.ndarray
@@ -71,6 +72,7 @@ class TiltFit:
     gain_per_target: float = 0.0
     evidence: float = 0.0
     agreement: float = 0.0
+    score: float = 0.0
 
     @property
     def signs(self) -> np.ndarray:
@@ -117,13 +119,14 @@ def fit_tilt(
     found = [_target(Z, y, column, parameters, rng) for column in columns]
     free = torch.stack([free_loss(target) for target in found])
     fits = mask_fits(Z, list(np.flatnonzero(active)), parameters)
-    return _learnt(stacked(found), free, fits, active, columns, rule or Rule())
+    return _learnt(stacked(found), free, fits, len(Z), active, columns, rule or Rule())
 
 
 def _learnt(
     targets: ShadowTarget,
     free: Tensor,
     fits: Tensor,
+    n_rows: int,
     active: np.ndarray,
     columns: list[int],
     rule: Rule,
@@ -143,8 +146,9 @@ def _learnt(
     def counted(gained: Tensor) -> Tensor:
         return capped(gained, _CAP)
 
-    def agreement(theta: Tensor, own: float) -> float:
-        return float(mask_agreement(tilt(theta, own)[is_active], fits))
+    def agreement(theta: Tensor, own: float) -> tuple[float, float]:
+        told = tilt(theta, own)[is_active]
+        return float(mask_agreement(told, fits)), float(mask_score(told, fits, n_rows))
 
     free_gains = at_random - free
     found = learn_tilt(of_theta, gains, counted, agreement, free_gains, len(active) + 1, rule)
@@ -168,6 +172,7 @@ def _report(
         gain_per_target=support.gain_per_target,
         evidence=support.evidence,
         agreement=support.agreement,
+        score=support.score,
     )
 
 

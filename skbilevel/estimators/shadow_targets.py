@@ -131,7 +131,7 @@ def free_loss(target: ShadowTarget) -> Tensor:
 
 
 def mask_fits(Z: np.ndarray, columns: list[int], parameters: NormalParameters) -> Tensor:
-    """Eq. (8) for every column: what is told of its mask by its prediction, and by all, (k, 2)."""
+    """Eq. (8) for every column: what tells of its mask, (k, 3)."""
     model = precision(parameters)
     fits = []
     for column in columns:

@@ -47,6 +47,11 @@ badly as any other direction. Over all columns ::
     agreement = sum_j gamma_j r_j |r_j| / sum_j |gamma_j| R_j^2                        (9)
     gamma_j <- 0 where gamma_j r_j < 0                                                 (10)
 
+and it has to be evident that it does: where the mask goes by nothing, sqrt(n) r_j is about
+standard normal, and so is ::
+
+    score = sqrt(n) sum_j a_j r_j / sqrt(sum_j a_j^2),   a_j = gamma_j sd(e_j)        (11)
+
 The students of (2) are solved exactly, so that the gradient of (7) through the solution is the
 implicit gradient of the bilevel problem.
 
@@ -148,21 +153,28 @@ def objective(gains: Tensor, theta: Tensor, cap: float) -> Tensor:
 
 
 def mask_fit(missing: Tensor, predicted: Tensor, column: int) -> Tensor:
-    """Eq. (8) from m_j (n,) and all columns (n, d), predicted without x_j: r_j and R_j^2."""
+    """Eq. (8) from m_j (n,) and all columns (n, d), predicted without x_j: r_j, R_j^2, sd(e_j)."""
     m, others = missing - missing.mean(), predicted - predicted.mean(0)
     e = others[:, column]
     correlation = e @ m / ((e @ e) * (m @ m) + _TINY).sqrt()
     solution = torch.linalg.lstsq(others, m[:, None], driver="gelsd").solution[:, 0]
-    return torch.stack([correlation, (others @ solution) @ m / (m @ m + _TINY)])
+    by_all = (others @ solution) @ m / (m @ m + _TINY)
+    return torch.stack([correlation, by_all, e.square().mean().sqrt()])
 
 
 def mask_agreement(tilt: Tensor, fits: Tensor) -> Tensor:
-    """Eq. (9) of a tilt (k,) whose columns have the fits (k, 2)."""
-    by_line, by_all = fits.unbind(1)
+    """Eq. (9) of a tilt (k,) whose columns have the fits (k, 3)."""
+    by_line, by_all, _ = fits.unbind(1)
     told = (tilt * by_line * by_line.abs()).sum()
     return told / ((tilt.abs() * by_all).sum() + _TINY)
 
 
+def mask_score(tilt: Tensor, fits: Tensor, n_rows: int) -> Tensor:
+    """Eq. (11), in standard errors, of a tilt (k,) whose columns have the fits (k, 3)."""
+    told = tilt * fits[:, 2]
+    return n_rows**0.5 * (told @ fits[:, 0]) / (told.norm() + _TINY)
+
+
 def unopposed(tilt: Tensor, fits: Tensor) -> Tensor:
-    """Eq. (10) of a tilt (k,) whose columns have the fits (k, 2)."""
+    """Eq. (10) of a tilt (k,) whose columns have the fits (k, 3)."""
     return torch.where(tilt * fits[:, 0] < 0, 0.0, tilt)

@@ -32,8 +32,9 @@ from skbilevel.solvers.result import SolverResult
 Objective = Callable[[Tensor, float, Tensor], Tensor]
 # (theta, width) -> gains (t,) in nats
 Gains = Callable[[Tensor, float], Tensor]
-# (theta, width) -> how well that agrees with what it is not learnt from, at most 1
-Agreement = Callable[[Tensor, float], float]
+# (theta, width) -> how well that agrees with what it is not learnt from: at most 1, and in
+# standard errors
+Agreement = Callable[[Tensor, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Rule:
         Share of the targets that have to gain.
     least_evidence : float
         Nats that a tilt needs.
-    least_agreement : float
-        That a tilt needs.
+    least_agreement, least_score : float
+        That a tilt needs: its agreement, and the standard errors of that. A tilt is looked for, so
+        that chance gets to three or four.
     free_gain, free_share : float
         A target is dropped if the free alternative gains more nats than this on it, and the tilt
         less than ``free_share`` as much.
@@ -66,6 +68,7 @@ class Rule:
     least_share: float = 0.6
     least_evidence: float = 4.0
     least_agreement: float = 1 / 3
+    least_score: float = 5.0
     free_gain: float = 4.0
     free_share: float = 1 / 3
     max_rounds: int = 3
@@ -82,13 +85,14 @@ class Support(NamedTuple):
     share : float
         Of the kept targets that gain.
     evidence : float
-    agreement : float
+    agreement, score : float
     """
 
     gain_per_target: float = 0.0
     share: float = 0.0
     evidence: float = 0.0
     agreement: float = 0.0
+    score: float = 0.0
 
 
 class Tilt(NamedTuple):
@@ -210,10 +214,16 @@ def _support(
         float(capped(gained).mean()),
         float((gained > 0).double().mean()),
         found.evidence,
-        agreement(found.theta, found.width),
+        *agreement(found.theta, found.width),
     )
 
 
 def _is_believed(support: Support, rule: Rule) -> bool:
-    least = (rule.least_gain, rule.least_share, rule.least_evidence, rule.least_agreement)
+    least = (
+        rule.least_gain,
+        rule.least_share,
+        rule.least_evidence,
+        rule.least_agreement,
+        rule.least_score,
+    )
     return all(value >= bound for value, bound in zip(support, least, strict=True))

@@ -13,6 +13,7 @@ from skbilevel.objectives.shadow_tilt import (
     losses,
     mask_agreement,
     mask_fit,
+    mask_score,
     objective,
     stacked,
     students,
@@ -157,7 +158,8 @@ def test_mask_is_told_by_the_prediction_of_its_column_and_by_all_columns_as_in_s
     assert fit[0] == pytest.approx(np.corrcoef(missing, predicted[:, 0])[0, 1], rel=1e-12)
     by_all = LinearRegression().fit(predicted, missing).score(predicted, missing)
     assert fit[1] == pytest.approx(by_all, rel=1e-12)
-    assert_array_equal(mask_fit(tensor(np.ones(60)), tensor(predicted), 0), 0.0)
+    assert fit[2] == pytest.approx(predicted[:, 0].std(), rel=1e-12)
+    assert_array_equal(mask_fit(tensor(np.ones(60)), tensor(predicted), 0)[:2], 0.0)
 
 
 def test_mask_that_hides_by_its_own_value_agrees_and_one_that_others_drive_does_not():
@@ -178,3 +180,24 @@ def test_mask_that_hides_by_its_own_value_agrees_and_one_that_others_drive_does_
     assert mask_agreement(tensor([-2.0, 0.0]), both).item() == pytest.approx(agreements[0])
     assert_array_equal(unopposed(tensor([-0.7]), own[None]), -0.7)
     assert_array_equal(unopposed(tensor([0.7]), own[None]), 0.0)
+
+
+def test_score_of_a_mask_that_goes_by_nothing_is_standard_normal():
+    """Whatever the tilt and the spread of the predictions, over many masks."""
+    rng = np.random.default_rng(2)
+    predicted, tilt = tensor(rng.normal(size=(200, 3)) * [0.2, 1.0, 3.0]), tensor([2.0, -0.5, 0.1])
+    scores = []
+    for _ in range(2000):
+        missing = tensor((rng.random((3, 200)) < 0.4).astype(float))
+        fits = torch.stack([mask_fit(missing[j], predicted, j) for j in range(3)])
+        scores.append(mask_score(tilt, fits, 200).item())
+    assert abs(np.mean(scores)) < 0.07
+    assert 0.95 < np.std(scores) < 1.05
+
+
+def test_score_grows_with_the_root_of_the_rows_and_has_the_sign_of_the_tilt():
+    fits = tensor([[0.3, 0.2, 2.0], [-0.1, 0.2, 1.0]])
+    # a = (2, 1): sqrt(100) (2 * .3 - 1 * .1) / sqrt(5)
+    assert mask_score(tensor([1.0, 1.0]), fits, 100).item() == pytest.approx(5 / 5**0.5)
+    assert mask_score(tensor([-1.0, -1.0]), fits, 400).item() == pytest.approx(-10 / 5**0.5)
+    assert mask_score(tensor([0.0, 0.0]), fits, 100).item() == 0

@@ -24,12 +24,12 @@ def quadratic(optima, scales):
     return objective, gains
 
 
-def learnt(optima, scales, free=None, agreement=1.0, **rule):
+def learnt(optima, scales, free=None, agreement=1.0, score=5.0, **rule):
     objective, gains = quadratic(optima, scales)
     free = torch.zeros(len(optima)) if free is None else torch.tensor(free)
     # The examples have an evidence of some nats.
     rule = Rule(**{"least_evidence": 0.0, **rule})
-    return learn_tilt(objective, gains, lambda g: g, lambda *_: agreement, free, 2, rule)
+    return learn_tilt(objective, gains, lambda g: g, lambda *_: (agreement, score), free, 2, rule)
 
 
 def test_minimum_is_that_of_the_closed_form():
@@ -104,6 +104,7 @@ def test_what_contradicts_other_knowledge_is_not_believed():
     refused = learnt([1.0], [9.0], agreement=0.33).outer
     assert not refused.is_accepted and not refused.theta.any()
     assert refused.support.agreement == 0.33
+    assert not learnt([1.0], [9.0], score=4.99).outer.is_accepted
 
 
 def test_wide_prior_has_to_pay_for_all_that_it_could_have_fitted():
@@ -117,7 +118,9 @@ def test_wide_prior_has_to_pay_for_all_that_it_could_have_fitted():
 
     def outer(*widths):
         rule = Rule(widths=widths, least_evidence=-9.0)
-        return learn_tilt(objective, gains, lambda g: g, lambda *_: 1.0, torch.zeros(1), 1, rule)
+        return learn_tilt(
+            objective, gains, lambda g: g, lambda *_: (1.0, 9.0), torch.zeros(1), 1, rule
+        )
 
     narrow, wide = outer(2.0), outer(5.0)
     assert wide.history["objective"][0] < narrow.history["objective"][0]
