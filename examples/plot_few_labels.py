@@ -9,8 +9,8 @@ the same imputation without labels and a ridge regression behind it, with that r
 labelled rows alone, and with gradient boosting that splits on missing values.
 
 What not to expect: that it wins here. These data are linear, and a ridge regression behind an
-imputation by all rows is the better model, most of all with twenty labels; the network pays where
-relations bend. The point is what boosting and labelled rows alone lose.
+imputation by all rows is the better model by .02 of R2, and by .1 with twenty labels; networks pay
+where relations bend. The point is how little they cost here, and what boosting loses.
 """
 
 import os
