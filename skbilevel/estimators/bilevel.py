@@ -166,8 +166,8 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Number of iterations, at least 1.
     prediction_shares_ : dict of str to float
         What `predict` is made of: "students" of the teacher, "raw_students" of labelled rows as
-        they are, and "label_base", a ridge regression (beside trees, unless ``base`` is "gaussian"
-        or "mean"; the mean of the labels if there are fewer than ten) on imputed rows. All is
+        they are, and "label_base", a ridge or logistic regression on imputed rows, beside trees
+        unless ``base`` is "gaussian" or "mean"; with fewer than ten labels their mean. All is
         "students" where ``outer`` is not "crossfit". Only with labels.
     target_type_ : str
         What ``y`` was taken for; only with labels.

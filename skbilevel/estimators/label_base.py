@@ -1,12 +1,13 @@
-"""Where the labels of a teacher start: a ridge regression, and trees for a share of it, or the
-mean of the labels if there are fewer than ten."""
+"""Where the labels of a teacher start: a ridge or logistic regression, and trees for a share of
+it, or the mean of the labels if there are fewer than ten."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression, RidgeCV
 
 from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.tree_imputation import Forest, grown
@@ -16,13 +17,13 @@ _N_FOLDS, _FEWEST_FOR_RIDGE = 4, 10
 # Of a forest that predicts, and of those that only tell what one is worth.
 _N_TREES, _FEW_TREES = 100, 30
 _MOST_STRATA, _ROWS_OF_STRATUM = 5, 8
-# Shares of classes that a ridge regression tells are kept off 0 and 1.
-_LEAST_SHARE = 0.02
+# Shares of classes are kept off 0 and 1; of a class that is not there, the share is next to none.
+_LEAST_SHARE, _TINY = 0.02, 1e-12
 
 
 class LabelBase(NamedTuple):
-    """A prediction of the target from imputed rows and indicators of what was missing: a ridge
-    regression, and for a share of it trees.
+    """A prediction of the target from imputed rows and indicators of what was missing: a ridge or
+    logistic regression, and for a share of it trees.
 
     Attributes
     ----------
@@ -50,8 +51,9 @@ class LabelBase(NamedTuple):
         return _logits(told) if self.is_class else told
 
     def linear(self, rows: np.ndarray) -> np.ndarray:
-        """The ridge regression of rows and indicators (n, 2 d); (n, q)."""
-        return rows @ self.coefficients + self.intercept
+        """Of rows and indicators (n, 2 d) by regression: numbers, or shares of classes, (n, q)."""
+        told = rows @ self.coefficients + self.intercept
+        return softmax(told, axis=1) if self.is_class else told
 
 
 class LabelFit(NamedTuple):
@@ -120,14 +122,14 @@ def fit_label_base(
     folds : ndarray of shape (n,), int
         As of `folds_of_labels`.
     has_trees : bool
-        Whether there are trees beside the ridge regression.
+        Whether there are trees beside the regression.
     rng : RandomState
     """
     labelled, is_class = target.labelled, target.classes is not None
     rows = np.hstack([filled, missing])
     learnt = [labelled & (folds != fold) for fold in range(folds.max() + 1)] + [labelled]
     few = labelled.sum() < _FEWEST_FOR_RIDGE
-    fit = _mean if few else _ridge
+    fit = _mean if few else _logistic if is_class else _ridge
     bases = [fit(rows[part], target.values[part], is_class) for part in learnt]
     if has_trees and not few:
         sizes = [_FEW_TREES] * (len(learnt) - 1) + [_N_TREES]
@@ -142,7 +144,24 @@ def fit_label_base(
 
 
 def _mean(rows: np.ndarray, values: np.ndarray, is_class: bool) -> LabelBase:
-    return LabelBase(np.zeros((rows.shape[1], values.shape[1])), values.mean(axis=0), is_class)
+    mean = values.mean(axis=0)
+    intercept = np.log(np.maximum(mean, _TINY)) if is_class else mean
+    return LabelBase(np.zeros((rows.shape[1], values.shape[1])), intercept, is_class)
+
+
+def _logistic(rows: np.ndarray, values: np.ndarray, is_class: bool) -> LabelBase:
+    codes = values.argmax(axis=1)
+    present = np.unique(codes)
+    if len(present) == 1:
+        return _mean(rows, values, is_class)
+    model = LogisticRegression(max_iter=1000).fit(rows, codes)
+    coefficients = np.zeros((rows.shape[1], values.shape[1]))
+    intercept = np.full(values.shape[1], np.log(_TINY))
+    # Of two classes there is one logit, of the second against the first.
+    intercept[present] = 0.0
+    several = present if len(present) > 2 else present[1:]
+    coefficients[:, several], intercept[several] = model.coef_.T, model.intercept_
+    return LabelBase(coefficients, intercept, is_class)
 
 
 def _ridge(rows: np.ndarray, values: np.ndarray, is_class: bool) -> LabelBase:

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
 from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 
 from skbilevel.estimators.bilevel_target import Target
 from skbilevel.estimators.label_base import LabelBase, fit_label_base, folds_of_labels
@@ -46,12 +46,12 @@ def test_label_base_is_affine_in_rows_and_indicators():
 
 
 def test_logits_of_a_class_have_its_shares_kept_off_zero():
-    shares = np.array([[0.2, 0.5, 0.3], [1.4, -0.1, -0.3], [0.0, 0.5, 0.5]])
-    base = LabelBase(np.vstack([shares, np.zeros((3, 3))]), np.zeros(3), True)
+    shares = np.array([[0.2, 0.5, 0.3], [1 - 2e-9, 1e-9, 1e-9], [1e-9, 0.5, 0.5 - 1e-9]])
+    base = LabelBase(np.vstack([np.log(shares), np.zeros((3, 3))]), np.zeros(3), True)
     found = softmax(base.outputs(np.eye(3), np.zeros((3, 3))), axis=1)
     assert_allclose(found[0], shares[0], rtol=1e-14)
     assert_allclose(found[1], np.array([0.98, 0.02, 0.02]) / 1.02, rtol=1e-14)
-    assert_allclose(found[2], np.array([0.02, 0.5, 0.5]) / 1.02, rtol=1e-14)
+    assert_allclose(found[2], np.array([0.02, 0.5, 0.5]) / 1.02, rtol=2e-9)
 
 
 @pytest.mark.parametrize("is_class", [False, True])
@@ -141,7 +141,11 @@ def test_few_labels_are_in_few_folds(n_labelled, n_folds):
 
 
 def regression(table, values, where):
-    """Oracle: outputs of the better ridge regression of two, with indicators and without."""
+    """Oracle: outputs of the better ridge regression of two, with indicators and without; shares
+    of three classes by logistic regression."""
+    if values.shape[1] > 1:
+        model = LogisticRegression(max_iter=1000).fit(table[where], values[where].argmax(axis=1))
+        return model.predict_proba(table)
     alphas, index = 10.0 ** (np.arange(13) / 2 - 2), np.flatnonzero(where)
     found = []
     for part in (table[:, :D], table):
@@ -233,3 +237,19 @@ def test_trees_get_the_share_that_lowers_the_error_out_of_fold():
     error = np.square(fit.outputs[150:] - values[150:]).mean()
     ridge = fit_label_base(filled, missing, target, folds, False, stream(3)).base
     assert error < np.square(ridge.outputs(filled, missing) - values)[150:].mean()
+
+
+@pytest.mark.parametrize("present", [(0, 1), (0, 2), (1,), (0, 1, 2)])
+def test_classes_that_a_fold_lacks_have_no_share(present):
+    """Beside those of a logistic regression of the others, whatever their number."""
+    rng = np.random.default_rng(0)
+    codes = np.array(present)[rng.integers(0, len(present), 60)]
+    filled, missing = rng.normal(size=(60, D)), rng.random((60, D)) < 0.3
+    target = Target("multiclass", np.eye(3)[codes], np.ones(60, bool), 0.0, 1.0, np.arange(3))
+    base = fit_label_base(filled, missing, target, np.full(60, -1), False, stream()).base
+    table, expected = np.hstack([filled, missing]), np.zeros((60, 3))
+    expected[:, list(present)] = 1.0
+    if len(present) > 1:
+        model = LogisticRegression(max_iter=1000).fit(table, codes)
+        expected[:, list(present)] = model.predict_proba(table)
+    assert_allclose(base.linear(table), expected, atol=1e-9)
