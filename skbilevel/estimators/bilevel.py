@@ -103,7 +103,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Number of students of either kind that predict. Those of the first kind learn from the
         teacher, those of the second from labelled rows as they are, a guard against a teacher that
         is wrong. Each does without one of four blocks of labelled rows, in turn, which tells what
-        the kinds are worth beside a ridge regression on imputed rows (``prediction_shares_``).
+        the kinds are worth beside a regression on imputed rows (``prediction_shares_``).
     hidden_layer_sizes, student_hidden_layer_sizes : int or sequence of int, \
             default=(128, 128) and (32, 32)
         Widths of the hidden layers of the teacher and of a student, which also has a linear part;

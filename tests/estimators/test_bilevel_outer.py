@@ -21,13 +21,9 @@ def moved(room, way="crossfit", report=lambda history, students: False, **settin
     return roles, moved_teacher(room, OUTER[way], roles, 3, rule, stream(1), report)
 
 
-def confirming(room, verdict, monkeypatch):
-    monkeypatch.setattr(bilevel_outer, "_is_confirmed", lambda before, after: verdict)
-
-
 @pytest.mark.parametrize("verdict", [False, True])
 def test_teacher_stays_only_if_it_is_confirmed(monkeypatch, verdict):
-    confirming(None, verdict, monkeypatch)
+    monkeypatch.setattr(bilevel_outer, "_is_confirmed", lambda before, after: verdict)
     room = classroom()
     before = flatten(room.teacher)
     _, result = moved(room)

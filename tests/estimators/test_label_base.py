@@ -195,7 +195,6 @@ def test_indicators_count_where_they_tell_something(tell):
 
 @pytest.mark.parametrize("is_class", [False, True])
 def test_what_is_said_without_a_fold_does_not_use_its_labels(is_class):
-    """Nor do the trees, whose share alone is learnt from all folds."""
     filled, missing, target = rows(is_class=is_class)
     folds = folds_of_labels(target)
     fold = np.flatnonzero(folds == 2)
