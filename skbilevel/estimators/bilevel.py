@@ -95,7 +95,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
     inner_iter : int, default=3
         Steps of a student in each of them.
     pretrain_iter : int, default=300
-        Steps of the teacher before, on its own loss.
+        Steps of the teacher before, on its own loss; fewer once 150 of them have gained nothing.
     student_iter : "auto" or int, default="auto"
         Steps of the students that predict; "auto" is 250, or as many as show all rows 60 times,
         but at most 3000.

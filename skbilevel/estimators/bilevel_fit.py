@@ -131,7 +131,7 @@ def fit_bilevel(
             settings.warm_up_steps,
             settings.alternation,
             rng,
-            lambda now, students: on_step(lambda: parts.fitted("bilevel", now, sole(students))),
+            lambda now, students: on_step(lambda: parts.fitted("bilevel", now, sole(students()))),
         )
         selected = "bilevel" if moved.is_kept else selected
         history, students = history | moved.history, moved.students

@@ -46,12 +46,13 @@ def moved_teacher(
     n_warm_up: int,
     settings: Alternation,
     rng: np.random.RandomState,
-    report: Callable[[dict[str, list[float]], list[Student]], bool],
+    report: Callable[[dict[str, list[float]], Callable[[], list[Student]]], bool],
 ) -> Moved:
     """Run the outer loop; what it made of the teacher stays if it is wanted as it is, or if the
     confirming rows gain by it.
 
-    ``report(history, students) -> stop`` is told of every iteration.
+    ``report(history, students) -> stop`` is told of every iteration; ``students()`` are those of
+    that moment.
     """
     state, seed = to_numpy(room.teacher), rng.randint(2**31 - 1)
     before = _judged(room, roles, seed) if way.is_robust else None
@@ -65,7 +66,7 @@ def moved_teacher(
         n_warm_up,
         settings,
         rng,
-        lambda history, students: report(dict(history), _modules(room, students)),
+        lambda history, students: report(dict(history), lambda: _modules(room, students)),
     )
     if before is None:
         return Moved(True, result.history, _modules(room, result.inner))

@@ -32,6 +32,8 @@ _RATE, _WEIGHT_DECAY = 2e-3, 1e-4
 # Held-out cells are looked at this often. Corrections that lower their error by a smaller
 # share, or by fewer standard errors, are chance.
 _STEPS_BETWEEN_LOOKS, _LEAST_GAIN, _STANDARD_ERRORS = 25, 0.01, 3.0
+# Looks without a new least error after which no more is hoped for.
+_PATIENCE = 6
 
 
 class TeacherInputs(NamedTuple):
@@ -206,6 +208,8 @@ def pretrained(
 ) -> dict[str, list[float]]:
     """Train a teacher in place and leave it where held-out cells and labels were predicted best.
 
+    Training ends early when six looks in a row have seen no new least error.
+
     Returns
     -------
     dict of str to list of float
@@ -225,7 +229,7 @@ def pretrained(
         looks.append(_relative(now, start))
         if looks[-1] < best and _is_evident(start[0] - now[0]):
             best, state = looks[-1], to_numpy(teacher)
-        return False
+        return len(looks) - int(np.argmin(looks)) > _PATIENCE
 
     result = train(
         lambda batch: lessons.loss(teacher, batch),

@@ -15,22 +15,21 @@ import torch
 from torch import Tensor
 
 from skbilevel.numerics.linear_solve import Operator
+from skbilevel.numerics.problem import CompositeLoss, ScalarFunction
 
 __all__ = [
     "GradientGraph",
-    "ScalarFunction",
     "cross_vjp",
     "gauss_newton",
+    "gauss_newton_at",
     "gauss_newton_matrix",
+    "gauss_newton_matrix_at",
     "gauss_newton_vp",
     "grad",
     "hvp",
     "value_and_grad",
     "vjp",
 ]
-
-ScalarFunction = Callable[[Tensor, Tensor], Tensor]
-"""``f(theta, phi) -> scalar``; (p,) and (q,) to ()."""
 
 
 def vjp(
@@ -89,13 +88,20 @@ class GradientGraph:
     gradient : Tensor of shape (p,)
         Carries the graph. A solver that needs several products with one vector u gets them in
         one pass from ``vjp(graph.gradient, (graph.theta, graph.phi), u)``.
+    outputs : Tensor or None
+        Of the model of a `CompositeLoss`, with the graph that leads to theta and phi.
     """
 
     def __init__(self, f: ScalarFunction, theta: Tensor, phi: Tensor) -> None:
         self.f = f
         self.theta, self.phi = _leaf(theta), _leaf(phi)
+        self.outputs: Tensor | None = None
         with torch.enable_grad():
-            value = f(self.theta, self.phi)
+            if isinstance(f, CompositeLoss):
+                self.outputs = f.model(self.theta, self.phi)
+                value = f.of_outputs(self.outputs, self.theta, self.phi)
+            else:
+                value = f(self.theta, self.phi)
             (self.gradient,) = vjp(value, (self.theta,), create_graph=True)
         self.value = value.detach()
 
@@ -155,7 +161,12 @@ def gauss_newton(
     """
     theta = _leaf(theta)
     with torch.enable_grad():
-        outputs = model(theta)
+        return gauss_newton_at(model(theta), loss, theta)
+
+
+def gauss_newton_at(outputs: Tensor, loss: Callable[[Tensor], Tensor], theta: Tensor) -> Operator:
+    """The operator of `gauss_newton`, from outputs whose graph leads to theta: no forward pass."""
+    with torch.enable_grad():
         z = _leaf(outputs)
         (loss_gradient,) = vjp(loss(z), (z,), create_graph=True)
         # J'w is linear in w, so that its derivative along v is J v. This "double backward" takes
@@ -181,14 +192,23 @@ def gauss_newton_matrix(
     """
     theta = _leaf(theta)
     with torch.enable_grad():
-        outputs = model(theta)
+        return gauss_newton_matrix_at(model(theta), loss, theta)
+
+
+def gauss_newton_matrix_at(
+    outputs: Tensor, loss: Callable[[Tensor], Tensor], theta: Tensor
+) -> Tensor:
+    """`gauss_newton_matrix` from outputs whose graph leads to theta."""
+    with torch.enable_grad():
         z = _leaf(outputs)
         (loss_gradient,) = vjp(loss(z), (z,), create_graph=True)
     if not (outputs.requires_grad and loss_gradient.requires_grad):
         return theta.new_zeros(len(theta), len(theta))
     identity = torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
     units = identity.view(-1, *outputs.shape)
-    (jacobian,) = torch.autograd.grad(outputs, (theta,), units, is_grads_batched=True)
+    (jacobian,) = torch.autograd.grad(
+        outputs, (theta,), units, is_grads_batched=True, retain_graph=True
+    )
     directions = jacobian.T.reshape(-1, *outputs.shape)
     (curved,) = torch.autograd.grad(loss_gradient, (z,), directions, is_grads_batched=True)
     matrix = curved.reshape(len(theta), -1) @ jacobian

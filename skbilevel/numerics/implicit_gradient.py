@@ -13,8 +13,8 @@ from torch import Tensor
 
 from skbilevel.numerics.derivatives import (
     GradientGraph,
-    gauss_newton,
-    gauss_newton_matrix,
+    gauss_newton_at,
+    gauss_newton_matrix_at,
     value_and_grad,
 )
 from skbilevel.numerics.linear_solve import (
@@ -72,27 +72,27 @@ def _hessian(graph: GradientGraph) -> Operator:
 
 def _gauss_newton(graph: GradientGraph) -> Operator:
     """``J' B J + ridge I``, never negative for a convex loss."""
-    inner, model, loss = _apart(graph, "gauss_newton")
-    return damped(gauss_newton(model, loss, graph.theta), inner.ridge)
+    inner, outputs, loss = _apart(graph, "gauss_newton")
+    return damped(gauss_newton_at(outputs, loss, graph.theta), inner.ridge)
 
 
 def _gauss_newton_matrix(graph: GradientGraph) -> Operator:
     """The same as a matrix, which can be factorised."""
-    inner, model, loss = _apart(graph, "exact")
-    matrix = gauss_newton_matrix(model, loss, graph.theta)
+    inner, outputs, loss = _apart(graph, "exact")
+    matrix = gauss_newton_matrix_at(outputs, loss, graph.theta)
     matrix.diagonal().add_(inner.ridge)
     return Matrix(matrix)
 
 
-def _apart(graph: GradientGraph, name: str) -> tuple[CompositeLoss, Function, Function]:
-    """The inner objective, its model and its loss with phi held fixed."""
+def _apart(graph: GradientGraph, name: str) -> tuple[CompositeLoss, Tensor, Function]:
+    """The inner objective, the outputs of its model, and its loss with phi held fixed."""
     inner, phi = graph.f, graph.phi.detach()
-    if not isinstance(inner, CompositeLoss):
+    if not isinstance(inner, CompositeLoss) or graph.outputs is None:
         raise TypeError(
             f"curvature={name!r} needs the model and the loss apart: the inner objective "
             f"must be a CompositeLoss, got {type(inner).__name__}."
         )
-    return inner, lambda theta: inner.model(theta, phi), lambda z: inner.loss(z, phi)
+    return inner, graph.outputs, lambda z: inner.loss(z, phi)
 
 
 CURVATURES: dict[str, Curvature] = {

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from skbilevel.numerics.derivatives import ScalarFunction
+__all__ = ["BilevelProblem", "CompositeLoss", "ScalarFunction"]
 
-__all__ = ["BilevelProblem", "CompositeLoss"]
+ScalarFunction = Callable[[Tensor, Tensor], Tensor]
+"""``f(theta, phi) -> scalar``; (p,) and (q,) to ()."""
 
 
 @dataclass(frozen=True)
@@ -57,4 +58,8 @@ class CompositeLoss:
     ridge: float = 0.0
 
     def __call__(self, theta: Tensor, phi: Tensor) -> Tensor:
-        return self.loss(self.model(theta, phi), phi) + self.ridge / 2 * theta.dot(theta)
+        return self.of_outputs(self.model(theta, phi), theta, phi)
+
+    def of_outputs(self, outputs: Tensor, theta: Tensor, phi: Tensor) -> Tensor:
+        """f where the model has been run."""
+        return self.loss(outputs, phi) + self.ridge / 2 * theta.dot(theta)

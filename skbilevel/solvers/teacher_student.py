@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skbilevel.numerics.derivatives import ScalarFunction, value_and_grad, vjp
+from skbilevel.numerics.derivatives import value_and_grad, vjp
 from skbilevel.numerics.implicit_gradient import Hypergradient, implicit_gradient
 from skbilevel.numerics.linear_solve import LinearSolve, Operator, conjugate_gradient, direct_solve
-from skbilevel.numerics.problem import BilevelProblem
+from skbilevel.numerics.problem import BilevelProblem, ScalarFunction
 from skbilevel.solvers.result import SolverResult
 
 

@@ -72,7 +72,7 @@ def test_every_iteration_is_reported_with_its_students():
     seen = []
 
     def report(history, students):
-        seen.append((len(history["inner"]), len(students)))
+        seen.append((len(history["inner"]), len(students())))
         return len(seen) == 2
 
     _, result = moved(classroom(), report=report)

@@ -300,6 +300,20 @@ def test_teacher_is_left_where_held_out_cells_were_predicted_best(learnt):
     assert float(now / base) + 1 == pytest.approx(min(history["held_out"]), rel=1e-12)
 
 
+def test_training_ends_after_six_looks_without_a_new_least_error():
+    rng = np.random.default_rng(0)
+    _, history, _ = trained(with_gaps(rng.normal(size=(60, 3))), "mean", n_steps=2000)
+    looks = history["held_out"]
+    assert len(looks) - 1 - np.argmin(looks) == 6
+    assert len(looks) - 1 == len(history["pretraining"]) < 80
+
+
+def test_training_goes_on_to_its_last_step_while_errors_fall(learnt):
+    looks = learnt[2]["held_out"]
+    assert len(looks) - 1 == 800 / 25
+    assert np.argmin(looks) > 20
+
+
 def test_no_steps_leave_the_base():
     Z = with_gaps(np.random.default_rng(0).normal(size=(60, 3)))
     teacher, history, each = trained(Z, "mean", n_steps=0)

@@ -170,6 +170,23 @@ def test_gauss_newton_converges_where_the_hessian_shows_negative_curvature():
     np.testing.assert_allclose(gauss_newton.adjoint.value, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_model_of_the_inner_loss_is_run_once(curvature):
+    calls = []
+
+    def model(theta, phi):
+        calls.append(theta.shape)
+        return theta - phi
+
+    inner = CompositeLoss(model, lambda z, phi: z.square().sum() / 2)
+    problem = BilevelProblem(inner, lambda theta, phi: theta.sum())
+    phi = torch.ones(3, dtype=torch.float64)
+    solve = direct_solve if curvature == "exact" else TIGHT
+    result = implicit_gradient(problem, phi, phi, curvature=curvature, solve=solve)
+    assert calls == [(3,)]
+    np.testing.assert_allclose(result.implicit, np.ones(3), rtol=1e-14)
+
+
 @pytest.mark.parametrize("curvature", ["gauss_newton", "exact"])
 def test_gauss_newton_without_a_composite_loss_says_what_is_missing(curvature):
     problem = Quadratic.random()
