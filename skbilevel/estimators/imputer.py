@@ -152,20 +152,30 @@ class Imputer(TransformerMixin, BaseEstimator):
     def _validate_incomplete(self, X: ArrayLike, *, reset: bool) -> Floats:
         """A numeric (n, d) array, float32 or float64, with ``missing_values`` still in it."""
         # scikit-learn's look for infinities takes a byte a cell; ours goes by blocks.
-        numbers: Floats = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite=False,
-        )
+        try:
+            numbers: Floats = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype=[np.float64, np.float32],
+                ensure_all_finite=False,
+            )
+        except ValueError as error:
+            names = _columns_of_text(X) if "could not convert" in str(error) else []
+            if not names:
+                raise
+            raise ValueError(f"{error}: columns {names} do not hold numbers.") from error
         for block in row_blocks(numbers):
             self._check_finite(numbers[block])
         return numbers
 
     def _check_finite(self, rows: Floats) -> None:
-        if np.isinf(rows).any():
-            raise ValueError(f"X contains infinity or a value too large for {rows.dtype}.")
+        infinite: Bools = np.any(np.isinf(rows), axis=0)
+        if infinite.any():
+            raise ValueError(
+                f"X contains infinity or a value too large for {rows.dtype} "
+                f"in columns {self._names(infinite)}."
+            )
         if not is_scalar_nan(self.missing_values) and np.isnan(rows).any():
             raise ValueError(
                 f"X contains NaN, but missing_values={self.missing_values!r} marks missing cells."
@@ -273,3 +283,21 @@ class Imputer(TransformerMixin, BaseEstimator):
         if not (np.issubdtype(out.dtype, np.floating) and np.can_cast(X.dtype, out.dtype)):
             raise ValueError(f"out must be a floating array that holds {X.dtype}: {out.dtype}.")
         return out
+
+
+def _columns_of_text(X: Any) -> list[str]:
+    """Columns of a table or an array that cannot be read as numbers, by name or as x0, x1, ..."""
+    if hasattr(X, "columns"):
+        names, columns = list(X.columns), [X[name] for name in X.columns]
+    else:
+        columns = list(np.asarray(X, dtype=object).T)
+        names = [f"x{number}" for number in range(len(columns))]
+    return [str(name) for name, column in zip(names, columns, strict=True) if _is_text(column)]
+
+
+def _is_text(column: Any) -> bool:
+    try:
+        np.asarray(column, dtype=float)
+    except (TypeError, ValueError):
+        return True
+    return False

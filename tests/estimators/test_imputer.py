@@ -1,8 +1,11 @@
 """What the base of the imputers owns, on the simplest imputer there is."""
 
+import re
 import warnings
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from numpy.testing import assert_array_equal
 
@@ -129,3 +132,27 @@ def test_failed_refit_keeps_the_earlier_fit():
     with pytest.raises(ValueError, match="every cell is missing"):
         imputer.fit(np.full((3, 2), np.nan))
     assert vars(imputer) == before
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        (pd.DataFrame({"age": [1.0, 2.0], "town": ["Oslo", "Bern"]}), "['town']"),
+        (pd.DataFrame({"age": [1.0, 2.0], "town": pd.Categorical(["Oslo", None])}), "['town']"),
+        (pl.DataFrame({"town": ["Oslo", "Bern"], "age": [1.0, 2.0]}), "['town']"),
+        (np.array([[1.0, "Oslo", "b"], [2.0, "3", "c"]], dtype=object), "['x1', 'x2']"),
+        ([["a", 1.0], ["b", 2.0]], "['x0']"),
+    ],
+)
+def test_columns_of_text_are_named(table, columns):
+    message = re.escape("could not convert string to float: ") + ".*" + re.escape(columns)
+    with pytest.raises(ValueError, match=message):
+        MeanImputer().fit(table)
+
+
+def test_columns_with_infinity_are_named_at_fit_and_at_transform():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [np.inf, 3.0], "c": [0.0, -np.inf]})
+    imputer = MeanImputer().fit(pd.DataFrame(0.0, index=[0, 1], columns=list("abc")))
+    for method in (MeanImputer().fit, imputer.transform):
+        with pytest.raises(ValueError, match=r"infinity .* in columns \['b', 'c'\]"):
+            method(table)
