@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from bilevel_cost import iteration_cost
 from bilevel_designs import Split, hanoi, shuffled, synthetic_linear, teacher_case, tilt_case
-from bilevel_peers import HEADS, IMPUTERS, boosted, masked_network, ridge_head, score
+from bilevel_peers import HEADS, IMPUTERS, boosted, constant, masked_network, ridge_head, score
 from bilevel_summary import summary
 from real_data import Table, bilevel_sets, tilt_sets
 from record import circumstances
@@ -113,6 +113,7 @@ def _scores(case: Split, seed: int) -> Cell:
         "network on mask": score(truth, masked_network(*known, seed=seed)(rows[n:])),
         "boosting": score(truth, boosted(*known, seed=seed).predict(rows[n:])),
         "EM + linear": score(truth, linear.predict(normal.transform(rows[n:]))),
+        "constant": score(truth, constant(known[1], len(truth))),
         "selected": model.selected_,
     }
 

@@ -61,6 +61,14 @@ def score(truth: Array, predicted: Array) -> float:
     return round(float(accuracy_score(truth, predicted)), 4)
 
 
+def constant(y: Array, n_rows: int) -> Array:
+    """The mean, or the most frequent class, for so many rows."""
+    if is_number(y):
+        return np.full(n_rows, y.mean())
+    classes, counts = np.unique(y, return_counts=True)
+    return np.full(n_rows, classes[counts.argmax()])
+
+
 def boosted(X: Array, y: Array, *, seed: int) -> Any:
     """Gradient boosting that splits on missing values, with leaves for few rows."""
     leaf = int(np.clip(len(y) // 10, 3, 20))

@@ -67,7 +67,7 @@ def _share(is_true: NDArray[np.bool_]) -> str:
 
 
 def _prediction(cells: Cells) -> Iterator[str]:
-    who = ("student", "network on mask", "boosting", "EM + linear")
+    who = ("student", "network on mask", "boosting", "EM + linear", "constant")
     yield f"{'R2 or accuracy':28s}" + "".join(f"{each:>18s}" for each in who)
     behind_network, behind_boosting, few = [], [], 0
     for case, of_seeds in by_case(cells).items():
