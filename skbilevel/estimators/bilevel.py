@@ -17,14 +17,20 @@ from skbilevel._sklearn import (
     CallbackSupportMixin,
     FitLoop,
     check_is_fitted,
-    column_or_1d,
     fit_method,
 )
 from skbilevel.estimators.bilevel_fit import BilevelFit, fit_bilevel
-from skbilevel.estimators.bilevel_plan import CONSTRAINTS, settings_of
+from skbilevel.estimators.bilevel_plan import CONSTRAINTS, settings_of, warn_of_the_loop
 from skbilevel.estimators.bilevel_state import BilevelModel, fitted_attributes, model_of
-from skbilevel.estimators.bilevel_target import Target, decoded, encoded, labels_of, merged
-from skbilevel.estimators.feature_dropout import held_out_cells
+from skbilevel.estimators.bilevel_target import (
+    Target,
+    decoded,
+    encoded,
+    labels_of,
+    merged,
+    one_column,
+)
+from skbilevel.estimators.feature_dropout import judging_cells
 from skbilevel.estimators.imputer import Floats, Imputer, RowCompleter
 from skbilevel.estimators.linear_fit import Table
 from skbilevel.numerics.observed import mean_and_deviation
@@ -124,7 +130,8 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Of teacher and students in the iterations.
     target_type : {"auto", "continuous", "binary", "multiclass"}, default="auto"
         "auto": strings, booleans and at most 20 distinct integers with at least five rows each
-        are classes; anything else is a number.
+        (any number of rows where a ``missing_label`` is given) are classes; anything else is a
+        number.
     missing_label : int, float or str, default=None
         Marks rows of ``y`` without a label, beside NaN and None.
     cross_fit : int, default=None
@@ -168,7 +175,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         What `predict` is made of: "students" of the teacher, "raw_students" of labelled rows as
         they are, and "label_base", a ridge or logistic regression on imputed rows, beside trees
         unless ``base`` is "gaussian" or "mean"; with fewer than ten labels their mean. All is
-        "students" where ``outer`` is not "crossfit". Only with labels.
+        "students" where ``outer`` is not "crossfit", unless the loop is off. Only with labels.
     target_type_ : str
         What ``y`` was taken for; only with labels.
     classes_ : ndarray of shape (n_classes,)
@@ -298,7 +305,13 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             or infinite values, or a parameter is out of range; the estimator is then left as it
             was.
         FloatingPointError
-            If the training of a network diverges.
+            If the training of a network diverges beyond what numbers can hold.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss of the students ends ten times above that of a constant, or most linear
+            systems of the implicit gradient were not solved at all.
         """
         # Sums follow the order of memory, and training would enlarge their rounding.
         incomplete = np.ascontiguousarray(self._start_fit(X), dtype=np.float64)
@@ -320,6 +333,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             rng,
             lambda current: report.step(lambda: attributes(current())),
         )
+        warn_of_the_loop(fit.history)
         fitted = attributes(fit)
         self.__dict__.update(fitted)
         report.end(fitted)
@@ -356,10 +370,12 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         rows, whole = self._validate_incomplete(X, reset=False), self._out_of(X)
         kept = self._kept_features()
         missing = np.isnan(self._with_nan(rows))[:, kept]
+        # An imputer also of a predictor: without labels in the other folds it needs none.
+        settings = clone(self).get_params(deep=False)
         folds = KFold(self.cross_fit, shuffle=True, random_state=self._seed % 2**32)
         for others, fold in folds.split(rows):
-            part = clone(self).set_params(**self._settings_of_a_fold())
-            labels = None if y is None else column_or_1d(y, dtype=None)[others]
+            part = BilevelImputer(**settings).set_params(**self._settings_of_a_fold())
+            labels = None if y is None else one_column(y)[others]
             imputed = part.fit(rows[others], labels)._out_of(rows[fold])[:, kept]
             # What is not observed in the other folds is left to the model of all rows.
             told = missing[fold] & ~part.empty_features_[kept]
@@ -372,7 +388,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             "keep_empty_features": True,
             "random_state": self._seed % 2**32,
         }
-        if not self._needs_labels and hasattr(self, "target_type_"):
+        if hasattr(self, "target_type_"):
             settings["target_type"] = self.target_type_
         return settings
 
@@ -448,7 +464,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         labels, labelled = labels_of(y, self.missing_label, len(rows))
         if labelled.all():
             return labels.copy()
-        return merged(labels, labelled, self._decoded(model.labels(rows[~labelled])))
+        unknown = rows[~labelled]
+        told = [model.labels(unknown[block]) for block in row_blocks(unknown)]
+        return merged(labels, labelled, self._decoded(np.concatenate(told)))
 
     @single_thread()
     def score(
@@ -487,7 +505,11 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         if not labelled.any():
             raise ValueError("score needs a label in y, and no row has one.")
         truth, predicted = labels[labelled], self.predict(X)[labelled]
-        weight = None if sample_weight is None else np.asarray(sample_weight)[labelled]
+        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        if weight is not None:
+            if weight.shape != labelled.shape:
+                raise ValueError(f"X has {n_rows} rows and sample_weight has {len(weight)}.")
+            weight = weight[labelled]
         if hasattr(self, "classes_"):
             # Compared as Python objects: a cast could cut a string, or a fraction, to a class.
             is_right = [a == b for a, b in zip(truth.tolist(), predicted.tolist(), strict=True)]
@@ -495,9 +517,9 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         return float(r2_score(truth.astype(np.float64), predicted, sample_weight=weight))
 
     def _hidden_cell_error(self, rows: Floats) -> float:
-        hidden = held_out_cells(~np.isnan(rows), np.random.RandomState(self._seed % 2**32))
+        hidden = judging_cells(~np.isnan(rows), np.random.RandomState(self._seed % 2**32))
         if not hidden.any():
             raise ValueError("score needs a row with two observed cells.")
-        model = self._fitted_model()
-        completed = model.completed(np.where(hidden, np.nan, rows))
+        model, shown = self._fitted_model(), np.where(hidden, np.nan, rows)
+        completed = np.concatenate([model.completed(shown[block]) for block in row_blocks(rows)])
         return float(np.sqrt(np.mean((((completed - rows) / model.scale)[hidden]) ** 2)))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skbilevel._sklearn import warn_user
 from skbilevel.estimators.bilevel_outer import moved_teacher
 from skbilevel.estimators.bilevel_target import Target, no_target
 from skbilevel.estimators.bilevel_training import OUTER, Classroom, Roles, roles_of
@@ -20,6 +21,7 @@ from skbilevel.estimators.label_base import LabelFit, fit_label_base, folds_of_l
 from skbilevel.estimators.linear_fit import Table
 from skbilevel.estimators.linear_model import LinearModel
 from skbilevel.estimators.shadow_fit import TiltFit, fit_tilt
+from skbilevel.estimators.shadow_targets import is_too_wide
 from skbilevel.estimators.teacher_fit import (
     FARTHEST,
     Lessons,
@@ -213,8 +215,13 @@ def _tilt(
 ) -> TiltFit | None:
     if settings.tilt is None or (settings.tilt == "y" and target is None):
         return None
+    if settings.tilt != "y" and is_too_wide(*Z.shape):
+        warn_user(
+            f"{Z.shape[1]} columns are too many to tell by each other which values are missing "
+            "because of themselves: they are imputed as missing at random, as with tilt=None."
+        )
     y = None
-    if target is not None:
+    if target is not None and settings.tilt != "shadow":
         y = np.where(target.labelled[:, np.newaxis], target.values, np.nan)
     return fit_tilt(Z, normal.parameters, rng, y=y, targets=settings.tilt)
 

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from skbilevel._sklearn import HasMethods, Interval, StrOptions, warn_user
+from skbilevel._sklearn import (
+    ConvergenceWarning,
+    HasMethods,
+    Interval,
+    StrOptions,
+    warn_user,
+)
 from skbilevel.estimators.bilevel_fit import Settings
 from skbilevel.estimators.bilevel_target import TYPES
 from skbilevel.estimators.bilevel_training import OUTER
@@ -22,6 +28,8 @@ _ABOVE_0 = Interval(Real, 0, None, closed="neither")
 _A_RATE = Interval(Real, 0, 1, closed="left")
 
 _WARM_UP = 60
+# Loss of students that have learnt nothing for certain.
+_DIVERGED = 10.0
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "base": [StrOptions(set(BASES)), HasMethods(["fit", "transform"])],
@@ -106,3 +114,23 @@ def settings_of(estimator: Any, n_rows: int) -> Settings:
 def _warm_up_steps(estimator: Any) -> int:
     """Of a student before the teacher moves: a third of what its training takes by itself."""
     return _WARM_UP if estimator.student_iter == "auto" else int(estimator.student_iter) // 3
+
+
+def warn_of_the_loop(history: dict[str, list[float]]) -> None:
+    """Warn of students that have diverged, and of linear systems that were not solved."""
+    if not history.get("inner"):
+        return
+    # Of a standardised number a constant has the loss 1, of classes the log of their number.
+    if history["inner"][-1] > _DIVERGED:
+        warn_user(
+            f"The students have diverged: a loss of {history['inner'][-1]:.3g}, where a constant "
+            "has about 1; lower student_learning_rate or learning_rate.",
+            ConvergenceWarning,
+        )
+    residual = float(np.median(history["cg_residual"]))
+    if residual > 1:
+        warn_user(
+            f"Conjugate gradients left a residual of {residual:.2g} in most iterations, more than "
+            "they began with; raise cg_iter or l2.",
+            ConvergenceWarning,
+        )

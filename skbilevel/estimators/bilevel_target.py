@@ -64,7 +64,12 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
 
     NaN, None and pandas' NA are never labels; nor is ``missing_label``.
     """
-    values = _one_column(y)
+    values = one_column(y)
+    if np.ndim(y) > 1:
+        warn_user(
+            "A column-vector y was passed when a 1d array was expected; use y.ravel().",
+            DataConversionWarning,
+        )
     if values.dtype.kind in "mMc":
         raise ValueError(f"y must hold numbers or classes, got {values.dtype}.")
     if len(values) != n_rows:
@@ -75,18 +80,22 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
         missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(n_rows, dtype=bool)
     if missing_label is not None and not _is_missing(missing_label):
         # Where there is no value already, nothing is compared: pandas' NA equals no answer.
-        missing[~missing] = [value == missing_label for value in values[~missing].tolist()]
+        missing[~missing] = [_is_same(each, missing_label) for each in values[~missing].tolist()]
     return values, ~missing
 
 
-def _one_column(y: ArrayLike) -> np.ndarray:
-    values = column_or_1d(y, dtype=None)
-    if np.asarray(y).ndim > 1:
-        warn_user(
-            "A column-vector y was passed when a 1d array was expected; use y.ravel().",
-            DataConversionWarning,
-        )
-    return values
+def one_column(y: ArrayLike) -> np.ndarray:
+    """y as an array (n,) that still tells what is missing."""
+    is_untyped = isinstance(y, list | tuple) and any(isinstance(each, str | bool) for each in y)
+    # NumPy makes the word "nan" of NaN among words, and pandas NaN of NA among booleans.
+    if is_untyped or str(getattr(y, "dtype", "")) == "boolean":
+        y = np.asarray(y, dtype=object)
+    return column_or_1d(y, dtype=None)
+
+
+def _is_same(value: Any, label: Any) -> bool:
+    """Whether a value is that label: False is not 0."""
+    return isinstance(value, bool) == isinstance(label, bool) and bool(value == label)
 
 
 def _is_missing(value: Any) -> bool:
@@ -135,10 +144,12 @@ def encoded(y: ArrayLike, target_type: str, missing_label: Any, n_rows: int) -> 
 
 
 def _are_marked(labels: np.ndarray, missing_label: Any) -> bool:
-    """Whether whole numbers come with a marker of missing labels, which numbers do not need."""
+    """Whether few distinct integers come with a marker of missing labels, which numbers do not
+    need."""
     if missing_label is None or _is_missing(missing_label):
         return False
-    return bool((labels.astype(np.float64) % 1 == 0).all())
+    distinct = np.unique(labels.astype(np.float64))
+    return len(distinct) <= _MOST_CLASSES and bool((distinct % 1 == 0).all())
 
 
 def _numbers(labels: np.ndarray, labelled: np.ndarray, kind: str) -> Target:
@@ -187,7 +198,11 @@ _ENCODERS: dict[str, Callable[[np.ndarray, np.ndarray, str], Target]] = {
 
 def merged(labels: np.ndarray, labelled: np.ndarray, filled: np.ndarray) -> np.ndarray:
     """Labels (n,) with those that are missing replaced by ``filled``, one for each of them."""
-    dtype = np.result_type(labels.dtype, filled.dtype) if labels.dtype.kind != "O" else object
+    known = labels[labelled]
+    if labels.dtype.kind == "O" and all(isinstance(each, Real) for each in known.tolist()):
+        # Objects only because of those that are missing.
+        known = np.array(known.tolist(), dtype=None if len(known) else filled.dtype)
+    dtype = np.result_type(known.dtype, filled.dtype) if known.dtype.kind != "O" else object
     whole = np.empty(len(labels), dtype=dtype)
-    whole[labelled], whole[~labelled] = labels[labelled], filled
+    whole[labelled], whole[~labelled] = known, filled
     return whole

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skbilevel.estimators.feature_dropout import dropout
 from skbilevel.estimators.student_fit import Lectures, new_student
-from skbilevel.estimators.teacher_fit import BATCH_ROWS, Lessons, TeacherInputs
+from skbilevel.estimators.teacher_fit import BATCH_ROWS, Lessons, TeacherInputs, corrections
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
 from skbilevel.models.student import Student
 from skbilevel.numerics.parameters import assign, flatten, functional
@@ -204,18 +204,17 @@ class Classroom:
     def lectures(self) -> Lectures:
         """What students learn from the teacher as it is."""
         rows = self.lessons.rows
-        with torch.no_grad():
-            features, outputs = self.imputations(torch.arange(len(rows.values)))
-            return Lectures(
-                rows,
-                imputed(rows, features),
-                outputs,
-                self.lessons.kind,
-                self.pseudo_label_weight,
-                self.observed,
-                self.feature_dropout,
-                self.ridge,
-            )
+        features, outputs = corrections(self.teacher, self.inputs)
+        return Lectures(
+            rows,
+            imputed(rows, self.inputs.base + self.shift + features),
+            self.lessons.label_base + outputs,
+            self.lessons.kind,
+            self.pseudo_label_weight,
+            self.observed,
+            self.feature_dropout,
+            self.ridge,
+        )
 
     def new_student(self, seed: int) -> Student:
         """A student that has learnt nothing."""

@@ -61,3 +61,14 @@ def held_out_cells(observed: np.ndarray, rng: np.random.RandomState) -> np.ndarr
     hidden[(hidden == observed).all(axis=1)] = False
     hidden[:, (hidden == observed).all(axis=0)] = False
     return hidden
+
+
+def judging_cells(observed: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Cells to judge a fitted imputer by, (n, d): a fifth of the observed ones, but never all of a
+    row; if chance takes none, then one of every row that has two."""
+    hidden = observed & (rng.random_sample(observed.shape) < _HELD_OUT)
+    hidden[(hidden == observed).all(axis=1)] = False
+    if not hidden.any():
+        rows = np.flatnonzero(observed.sum(axis=1) > 1)
+        hidden[rows, observed[rows].argmax(axis=1)] = True
+    return hidden

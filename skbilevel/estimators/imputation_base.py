@@ -223,11 +223,22 @@ def _own(imputer: Any) -> Callable[..., tuple[Base, Base]]:
     def fit(
         table: Table, visible: Table, normal: LinearModel, counted: np.ndarray, rng: Any
     ) -> tuple[Base, Base]:
-        fitted = (clone(imputer).fit(each.X) for each in (table, visible))
+        fitted = (_seeded(imputer, rng).fit(each.X) for each in (table, visible))
         whole, blind = (OwnBase(each, table.center, table.scale) for each in fitted)
         return whole, blind
 
     return fit
+
+
+def _seeded(imputer: Any, rng: np.random.RandomState) -> Any:
+    """A clone that draws from ``rng`` wherever it has been told no seed."""
+    own = clone(imputer)
+    seeds = {
+        name: rng.randint(2**31 - 1)
+        for name, value in sorted(own.get_params().items())
+        if value is None and (name == "random_state" or name.endswith("__random_state"))
+    }
+    return own.set_params(**seeds)
 
 
 BASES: dict[str, Callable[..., tuple[Base, Base]]] = {

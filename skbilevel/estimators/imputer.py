@@ -160,22 +160,23 @@ class Imputer(TransformerMixin, BaseEstimator):
                 dtype=[np.float64, np.float32],
                 ensure_all_finite=False,
             )
-        except ValueError as error:
-            names = _columns_of_text(X) if "could not convert" in str(error) else []
+        except (TypeError, ValueError) as error:
+            names = _columns_without_numbers(X) if _is_about_types(error) else []
             if not names:
                 raise
             raise ValueError(f"{error}: columns {names} do not hold numbers.") from error
+        infinite = np.zeros(numbers.shape[1], dtype=bool)
         for block in row_blocks(numbers):
-            self._check_finite(numbers[block])
-        return numbers
-
-    def _check_finite(self, rows: Floats) -> None:
-        infinite: Bools = np.any(np.isinf(rows), axis=0)
+            infinite |= np.any(np.isinf(numbers[block]), axis=0)
+            self._check_no_other_nan(numbers[block])
         if infinite.any():
             raise ValueError(
-                f"X contains infinity or a value too large for {rows.dtype} "
+                f"X contains infinity or a value too large for {numbers.dtype} "
                 f"in columns {self._names(infinite)}."
             )
+        return numbers
+
+    def _check_no_other_nan(self, rows: Floats) -> None:
         if not is_scalar_nan(self.missing_values) and np.isnan(rows).any():
             raise ValueError(
                 f"X contains NaN, but missing_values={self.missing_values!r} marks missing cells."
@@ -285,19 +286,29 @@ class Imputer(TransformerMixin, BaseEstimator):
         return out
 
 
-def _columns_of_text(X: Any) -> list[str]:
+def _is_about_types(error: Exception) -> bool:
+    message = str(error)
+    return any(part in message for part in ("could not convert", "could not be promoted"))
+
+
+def _columns_without_numbers(X: Any) -> list[str]:
     """Columns of a table or an array that cannot be read as numbers, by name or as x0, x1, ..."""
     if hasattr(X, "columns"):
         names, columns = list(X.columns), [X[name] for name in X.columns]
     else:
-        columns = list(np.asarray(X, dtype=object).T)
+        cells = np.asarray(X, dtype=object)
+        columns = list(cells.T) if cells.ndim == 2 else []
         names = [f"x{number}" for number in range(len(columns))]
-    return [str(name) for name, column in zip(names, columns, strict=True) if _is_text(column)]
+    return [
+        str(name) for name, column in zip(names, columns, strict=True) if not _is_numeric(column)
+    ]
 
 
-def _is_text(column: Any) -> bool:
+def _is_numeric(column: Any) -> bool:
+    cells = np.asarray(column)
     try:
-        np.asarray(column, dtype=float)
+        cells.astype(float)
     except (TypeError, ValueError):
-        return True
-    return False
+        return False
+    # Dates can be cast, but not beside numbers.
+    return cells.dtype.kind not in "mM"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skbilevel.estimators.shadow_targets import (
     RIDGE,
+    affordable,
     column_target,
     free_loss,
     mask_fits,
@@ -107,7 +108,7 @@ def fit_tilt(
         Other columns, y, or both.
     rule : Rule, optional
     """
-    columns = [] if targets == "y" else target_columns(Z, parameters)
+    columns = [] if targets == "y" else affordable(target_columns(Z, parameters), *Z.shape)
     if targets != "shadow" and y is not None and not np.isnan(y).any(axis=1).all():
         columns = [*columns, -1]
     n_columns = Z.shape[1]

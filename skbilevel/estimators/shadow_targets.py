@@ -24,8 +24,9 @@ MOST_TARGETS, N_FOLDS = 8, 5
 _LEAST_TOLD, _FEWEST_TARGETS = 0.1, 3
 # Of the students, for rows that are about standardised.
 RIDGE = 2.0
-# Covariances of all rows of a target are held, up to this many numbers.
-_MOST_NUMBERS = 2**24
+# Covariances of all rows of a target are held, up to this many numbers. With fewer rows than so
+# many a column, of those there are, neither students nor masks tell anything.
+_MOST_NUMBERS, _ROWS_OF_COLUMN = 2**24, 4
 _ROWS_AT_A_TIME = 4096
 
 
@@ -82,6 +83,20 @@ def predictable(parameters: NormalParameters, n_observed: np.ndarray) -> np.ndar
 def most_rows(n_columns: int, n_targets: int) -> int:
     """Rows of a target whose covariances are held."""
     return max(1, _MOST_NUMBERS // (n_columns**2 * max(n_targets, 1)))
+
+
+def affordable(columns: list[int], n_rows: int, n_columns: int) -> list[int]:
+    """The first of these targets, so many that each keeps enough rows; none if three do not."""
+    enough = min(n_rows, _ROWS_OF_COLUMN * n_columns)
+    for n_targets in range(len(columns), _FEWEST_TARGETS - 1, -1):
+        if most_rows(n_columns, n_targets) >= enough:
+            return columns[:n_targets]
+    return []
+
+
+def is_too_wide(n_rows: int, n_columns: int) -> bool:
+    """Whether a table has too many columns for any three targets to keep enough rows."""
+    return not affordable(list(range(_FEWEST_TARGETS)), n_rows, n_columns)
 
 
 def column_target(

@@ -20,6 +20,7 @@ from skbilevel.estimators.feature_dropout import masking
 from skbilevel.estimators.imputation_base import Base
 from skbilevel.models.masked_autoencoder import MaskedAutoencoder
 from skbilevel.numerics.parameters import from_numpy, to_numpy
+from skbilevel.numerics.row_groups import slices
 from skbilevel.objectives.bilevel_imputation import Kind, Rows, label_loss, reconstruction_loss
 from skbilevel.solvers.training import ParameterGroup, Schedule, train
 
@@ -27,7 +28,7 @@ from skbilevel.solvers.training import ParameterGroup, Schedule, train
 FARTHEST = 8.0
 # Copies of the table: enough for this many rows, within these bounds.
 _ROWS_OF_COPIES, _FEWEST_COPIES, _MOST_COPIES = 4000, 2, 8
-BATCH_ROWS = 256
+BATCH_ROWS, _ROWS_AT_A_TIME = 256, 4096
 _RATE, _WEIGHT_DECAY = 2e-3, 1e-4
 # Held-out cells are looked at this often. Corrections that lower their error by a smaller
 # share, or by fewer standard errors, are chance.
@@ -59,6 +60,15 @@ def teacher_inputs(Z: np.ndarray, filled: np.ndarray) -> TeacherInputs:
     mask = torch.from_numpy((~np.isnan(Z)).astype(np.float64))
     values, base = (torch.from_numpy(np.clip(part, -FARTHEST, FARTHEST)) for part in (Z, filled))
     return TeacherInputs(torch.nan_to_num(values), mask, base)
+
+
+@torch.no_grad()
+def corrections(teacher: MaskedAutoencoder, inputs: TeacherInputs) -> tuple[Tensor, Tensor]:
+    """What a teacher adds to features (n, d) and outputs (n, q), without a graph; its layers hold
+    few rows at a time."""
+    parts = [teacher(*inputs.at(part)) for part in slices(len(inputs.mask), _ROWS_AT_A_TIME)]
+    features, outputs = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(outputs)
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,7 @@ class Lessons:
         counted = self.copies.held_out
         first = slice(len(counted))
         inputs = self.copies.inputs.at(first)
-        features, outputs = teacher(*inputs)
+        features, outputs = corrections(teacher, inputs)
         errors = (inputs.base + features - self.copies.truth[first]).square()
         labels = self._label_loss(outputs, self.copies.rows[first], self.held_out)
         return (errors * counted)[counted > 0], labels
@@ -206,7 +216,8 @@ def pretrained(
     n_steps: int,
     rng: np.random.RandomState,
 ) -> dict[str, list[float]]:
-    """Train a teacher in place and leave it where held-out cells and labels were predicted best.
+    """Train a teacher in place and leave it where held-out cells and labels were predicted best,
+    of those looks at which cells gained: what labels alone have to gain is left to the students.
 
     Training ends early when six looks in a row have seen no new least error.
 

@@ -156,13 +156,15 @@ def learn_tilt(
         if n_dropping == rule.max_rounds or not dropped.any():
             break
         kept = kept & ~dropped
-    support = _support(best, gained[kept], capped, agreement)
+    evidence = _evidence(objective, best, kept)
+    support = _support(best, evidence, gained[kept], capped, agreement)
     accepted = _is_believed(support, rule)
     if accepted:
-        wider = (
-            _minimum(objective, width, kept, n_outer, rule.max_iter) for width in rule.widths[1:]
-        )
-        best = max((best, *wider), key=lambda found: found.evidence)
+        for width in rule.widths[1:]:
+            wider = _minimum(objective, width, kept, n_outer, rule.max_iter)
+            told = _evidence(objective, wider, kept)
+            if told > evidence:
+                best, evidence = wider, told
         gained = gains(best.theta, best.width).detach()
     theta = best.theta.numpy() if accepted else np.zeros(n_outer)
     tilt = Tilt(theta, best.width, kept.numpy(), accepted, support)
@@ -173,7 +175,6 @@ class _Minimum(NamedTuple):
     value: float
     theta: Tensor
     width: float
-    evidence: float
     n_iter: int
     converged: bool
 
@@ -195,9 +196,14 @@ def _minimum(
         options={"maxiter": max_iter},
     )
     theta = torch.from_numpy(found.x)
-    hessian = torch.autograd.functional.hessian(lambda x: objective(x, width, kept), theta)
-    evidence = -float(found.fun) - _half_log_det(hessian)
-    return _Minimum(float(found.fun), theta, width, evidence, int(found.nit), bool(found.success))
+    return _Minimum(float(found.fun), theta, width, int(found.nit), bool(found.success))
+
+
+def _evidence(objective: Objective, found: _Minimum, kept: Tensor) -> float:
+    hessian = torch.autograd.functional.hessian(
+        lambda x: objective(x, found.width, kept), found.theta
+    )
+    return -found.value - _half_log_det(hessian)
 
 
 def _half_log_det(hessian: Tensor) -> float:
@@ -206,14 +212,18 @@ def _half_log_det(hessian: Tensor) -> float:
 
 
 def _support(
-    found: _Minimum, gained: Tensor, capped: Callable[[Tensor], Tensor], agreement: Agreement
+    found: _Minimum,
+    evidence: float,
+    gained: Tensor,
+    capped: Callable[[Tensor], Tensor],
+    agreement: Agreement,
 ) -> Support:
     if len(gained) == 0:
         return Support()
     return Support(
         float(capped(gained).mean()),
         float((gained > 0).double().mean()),
-        found.evidence,
+        evidence,
         *agreement(found.theta, found.width),
     )
 

@@ -7,18 +7,21 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris
-from sklearn.exceptions import NotFittedError
-from sklearn.impute import KNNImputer, SimpleImputer
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skbilevel import BilevelClassifier, BilevelImputer, BilevelRegressor, GaussianImputer
 from skbilevel.amputation import ampute
 from skbilevel.estimators import bilevel_fit
+from skbilevel.estimators.bilevel_plan import warn_of_the_loop
 from skbilevel.estimators.bilevel_state import model_of
 from skbilevel.metrics import imputation_rmse
+from skbilevel.numerics import row_groups
 
 KINDS = ("students", "raw_students")
 QUICK = {
@@ -269,6 +272,19 @@ def test_curvatures_are_solved(curvature):
     assert np.isfinite(imputer.history_["cosine"]).all()
 
 
+def test_curvature_is_what_the_implicit_gradient_is_solved_with():
+    """Enough products solve the system of a small student; the Hessian's has no minimum here."""
+
+    def first(curvature, name):
+        settings = {"cg_iter": 200, "max_iter": 1, "student_hidden_layer_sizes": (4,)}
+        return quick(curvature=curvature, **settings).fit(X, Y).history_[name][0]
+
+    exact = first("exact", "implicit_norm")
+    assert first("gauss_newton", "implicit_norm") == pytest.approx(exact, rel=1e-4)
+    assert first("gauss_newton", "negative_curvature") == 0
+    assert first("hessian", "negative_curvature") == 1
+
+
 class Recorder:
     """Keeps a fitted estimator of every iteration, and stops after some."""
 
@@ -301,8 +317,13 @@ def test_callback_sees_every_iteration_as_a_fitted_imputer_and_stops():
 def test_it_drops_into_a_pipeline_a_search_and_cross_validation():
     model = make_pipeline(quick(), StandardScaler(), Ridge())
     assert cross_val_score(model, X, Y, cv=3).mean() > 0.35
-    search = GridSearchCV(quick(max_iter=0), {"base": ["mean", "gaussian"]}, cv=2).fit(X, FEW)
-    assert set(search.best_params_) == {"base"}
+    grid = {"base": ["mean", "gaussian"]}
+    search = GridSearchCV(quick(max_iter=0), grid, cv=KFold(2)).fit(X, FEW)
+    first = np.arange(len(X)) < len(X) // 2
+    best = quick(max_iter=0, **search.best_params_)
+    halves = [best.fit(X[one], FEW[one]).score(X[~one], FEW[~one]) for one in (~first, first)]
+    assert search.best_score_ == pytest.approx(np.mean(halves), rel=1e-12)
+    assert search.best_score_ == max(search.cv_results_["mean_test_score"])
     assert cross_val_score(quick(BilevelRegressor), X, Y, cv=3).mean() > 0.3
 
 
@@ -479,3 +500,79 @@ def test_cross_fitting_warns_of_nothing_and_keeps_empty_folds_near_the_data():
         warnings.simplefilter("error")
         crossed = imputer.fit_transform(frame, Y)
     assert_array_equal(np.asarray(crossed)[:, -1], 100.0)
+
+
+@pytest.mark.parametrize("cls", [BilevelRegressor, BilevelClassifier])
+def test_cross_fitting_a_predictor_needs_no_label_in_every_fold(cls):
+    """What has no label is imputed as without y."""
+    labels = [Y[0] > 100 if cls is BilevelClassifier else Y[0], *[None] * (len(Y) - 1)]
+    crossed = quick(cls, cross_fit=3).fit_transform(X, labels)
+    assert_array_equal(crossed[OBSERVED], X[OBSERVED])
+    assert np.isfinite(crossed).all()
+
+
+def test_words_in_a_list_beside_nan_are_no_class():
+    X, y = load_iris(return_X_y=True)
+    words = [("a", "b", "c")[label] if i % 3 else np.nan for i, label in enumerate(y)]
+    model = quick(BilevelClassifier).fit(X, words)
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    assert model.score(X, words) > 0.9
+    assert "nan" not in model.impute_target(X, words).tolist()
+
+
+def test_own_base_without_a_seed_draws_from_that_of_the_imputer():
+    def imputed(seed):
+        base = make_pipeline(IterativeImputer(sample_posterior=True, max_iter=2))
+        return quick(base=base, random_state=seed, max_iter=0).fit(X).transform(X)
+
+    assert_array_equal(imputed(0), imputed(0))
+    assert not np.array_equal(imputed(0), imputed(1))
+
+
+def test_tilt_of_other_columns_does_not_depend_on_which_rows_have_labels(monkeypatch):
+    seen, real = [], bilevel_fit.fit_tilt
+
+    def spy(*arguments, y, targets):
+        seen.append(y)
+        return real(*arguments, y=y, targets=targets)
+
+    monkeypatch.setattr(bilevel_fit, "fit_tilt", spy)
+    quick(max_iter=0).fit(X, FEW)
+    quick(max_iter=0, tilt="both").fit(X, FEW)
+    assert seen[0] is None
+    assert_array_equal(np.isnan(seen[1][:, 0]), np.isnan(FEW))
+
+
+def test_table_that_is_too_wide_for_a_tilt_says_so(monkeypatch):
+    monkeypatch.setattr(bilevel_fit, "is_too_wide", lambda n_rows, n_columns: n_columns == 10)
+    with pytest.warns(UserWarning, match="10 columns are too many .* tilt=None"):
+        quick(max_iter=0).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(max_iter=0, tilt=None).fit(X)
+
+
+def test_students_that_diverge_are_reported():
+    with pytest.warns(ConvergenceWarning, match="lower student_learning_rate"):
+        quick(outer="holdout", student_learning_rate=30.0).fit(X, Y)
+
+
+def test_systems_that_are_not_solved_are_reported():
+    history = {"inner": [0.5, 0.4, 0.3], "cg_residual": [0.9, 1.1, 30.0]}
+    with pytest.warns(ConvergenceWarning, match="residual of 1.1 .* raise cg_iter or l2"):
+        warn_of_the_loop(history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_the_loop({**history, "cg_residual": [0.9, 0.9, 30.0]})
+
+
+def test_weights_of_another_length_are_named(fitted):
+    with pytest.raises(ValueError, match="X has 442 rows and sample_weight has 10"):
+        fitted.score(X, FEW, sample_weight=np.ones(10))
+
+
+def test_labels_are_imputed_block_by_block(fitted, monkeypatch):
+    whole = fitted.impute_target(X, FEW)
+    monkeypatch.setattr(row_groups, "BLOCK_ROWS", 50)
+    assert_allclose(fitted.impute_target(X, FEW), whole, rtol=1e-12)
+    assert np.isnan(FEW).sum() > 300

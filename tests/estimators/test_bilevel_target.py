@@ -30,6 +30,11 @@ def objects(*values):
         (objects("a", NAN, "?"), None, [1, 0, 1]),
         (objects("a", NA, "?"), "?", [1, 0, 0]),
         (["a", None, "?"], "?", [1, 0, 0]),
+        (["a", NAN, "?"], "?", [1, 0, 0]),
+        (["a", NAN, -1], -1, [1, 0, 0]),
+        ((True, NAN, False), None, [1, 0, 1]),
+        (np.array([False, True]), 0, [1, 1]),
+        (np.array([0, 1]), False, [1, 1]),
         (np.array(["a", "?", "b"]), "?", [1, 0, 1]),
         (np.array([1, -1, 0]), -1, [1, 0, 1]),
         (np.array([True, False]), None, [1, 1]),
@@ -112,6 +117,9 @@ def test_few_integers_beside_a_marker_are_classes():
     assert encoded(y, "auto", -1, 6).classes.tolist() == [0, 1, 2]
     assert encoded(y, "auto", None, 6).kind == "continuous"
     assert encoded(y + 0.5, "auto", -0.5, 6).kind == "continuous"
+    many = np.r_[np.arange(20), -1]
+    assert encoded(many, "auto", -1, 21).kind == "multiclass"
+    assert encoded(np.r_[many, 20], "auto", -1, 22).kind == "continuous"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,9 @@ def test_few_integers_beside_a_marker_are_classes():
     [
         (np.array(["b", "a", "c"]), "multiclass", ["a", "b", "c"]),
         (["b", None, "a"], "binary", ["a", "b"]),
+        (["b", NAN, "a"], "binary", ["a", "b"]),
+        ([True, NAN, False], "binary", [False, True]),
+        (pd.Series([True, NA, False], dtype="boolean"), "binary", [False, True]),
         (np.array([True, False, True]), "binary", [False, True]),
         (objects(True, None, False), "binary", [False, True]),
         (np.array([7, 3, 7]), "binary", [3, 7]),
@@ -205,3 +216,10 @@ def test_outputs_are_the_most_probable_class_or_a_number_in_the_units_of_y():
 def test_missing_labels_are_filled_and_others_stay(labels, filled, expected):
     whole = merged(labels, np.array([True, False]), filled)
     assert whole.tolist() == expected
+
+
+def test_numbers_beside_nothing_are_numbers_when_filled():
+    known = np.array([True, False])
+    assert merged(objects(1, None), known, np.array([2.5])).dtype == np.float64
+    assert merged(objects(1, NA), known, np.array([2])).dtype == np.int64
+    assert merged(objects(None, None), ~np.ones(2, bool), np.ones(2)).dtype == np.float64

@@ -10,6 +10,7 @@ from skbilevel.estimators.feature_dropout import (
     copied,
     dropout,
     held_out_cells,
+    judging_cells,
     masking,
 )
 
@@ -116,6 +117,21 @@ def test_a_row_and_a_column_keep_a_cell_that_is_seen(seed):
     left = observed & ~held_out_cells(observed, stream(seed))
     assert_array_equal(left.any(axis=1), observed.any(axis=1))
     assert_array_equal(left.any(axis=0), observed.any(axis=0))
+
+
+def test_judging_cells_are_held_out_cells_where_there_are_many():
+    observed = np.random.default_rng(0).random((400, 10)) < 0.7
+    assert_array_equal(judging_cells(observed, stream()), held_out_cells(observed, stream()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_small_tables_are_judged_by_a_cell_at_least(seed):
+    for shape in ((1, 2), (1, 3), (3, 3)):
+        observed = np.ones(shape, dtype=bool)
+        hidden = judging_cells(observed, stream(seed))
+        assert hidden.any()
+        assert not hidden.all(axis=1).any()
+    assert not judging_cells(np.eye(3, dtype=bool), stream(seed)).any()
 
 
 def test_only_cell_of_its_row_or_column_is_never_held_out():

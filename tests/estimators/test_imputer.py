@@ -150,6 +150,26 @@ def test_columns_of_text_are_named(table, columns):
         MeanImputer().fit(table)
 
 
+def test_columns_of_dates_are_named():
+    table = pd.DataFrame({"a": [1.0, 2.0], "day": pd.to_datetime(["2020-01-01", None])})
+    with pytest.raises(ValueError, match=r"columns \['day'\] do not hold numbers"):
+        MeanImputer().fit(table)
+
+
+def test_one_dimension_of_words_has_no_columns():
+    with pytest.raises(ValueError, match="could not convert") as caught:
+        MeanImputer().fit(["a", "b"])
+    assert "columns" not in str(caught.value)
+
+
+def test_infinity_in_a_later_block_is_named_too(monkeypatch):
+    monkeypatch.setattr(row_groups, "BLOCK_ROWS", 2)
+    rows = np.zeros((5, 3))
+    rows[0, 2] = rows[4, 0] = np.inf
+    with pytest.raises(ValueError, match=r"in columns \['x0', 'x2'\]"):
+        MeanImputer().fit(rows)
+
+
 def test_columns_with_infinity_are_named_at_fit_and_at_transform():
     table = pd.DataFrame({"a": [1.0, 2.0], "b": [np.inf, 3.0], "c": [0.0, -np.inf]})
     imputer = MeanImputer().fit(pd.DataFrame(0.0, index=[0, 1], columns=list("abc")))

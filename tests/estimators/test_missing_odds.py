@@ -60,7 +60,7 @@ def test_columns_that_can_tell_nothing_weigh_1():
 def test_odds_that_are_certain_do_not_overflow():
     """One row that is observed against all odds."""
     rng = np.random.default_rng(0)
-    first = np.r_[60.0, rng.normal(size=1999)]
+    first = np.r_[1e6, rng.normal(size=1999)]
     observed = np.ones((2000, 2), dtype=bool)
     observed[1:, 1] = first[1:] <= 0
     weights = missing_odds(observed, np.column_stack([first, rng.normal(size=2000)]))

@@ -9,10 +9,12 @@ from sklearn.linear_model import LinearRegression
 from skbilevel.estimators.shadow_targets import (
     N_FOLDS,
     RIDGE,
+    affordable,
     column_target,
     conditional_law,
     folds,
     free_loss,
+    is_too_wide,
     mask_fits,
     outcome_target,
     predictable,
@@ -135,6 +137,23 @@ def test_columns_with_the_most_observed_cells_serve():
     Z = with_missing([7, 0, 5, 2, 6, 0, 1, 1, 1, 1, 1, 1])
     assert target_columns(Z, related(12)) == [1, 5, 6, 7, 8, 9, 10, 11]
     assert target_columns(Z[:, :5], related(5)) == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_columns", "n_targets"),
+    [(5000, 30, 8), (5000, 90, 5), (5000, 110, 3), (5000, 130, 0), (50, 130, 8)],
+)
+def test_wide_tables_have_as_many_targets_as_leave_four_rows_a_column(
+    n_rows, n_columns, n_targets
+):
+    """2**24 numbers hold n_targets covariances of so many rows."""
+    found = affordable(list(range(8)), n_rows, n_columns)
+    assert found == list(range(n_targets))
+    assert is_too_wide(n_rows, n_columns) == (n_targets == 0)
+    if n_targets:
+        rows = 2**24 // (n_targets * n_columns**2)
+        assert rows >= min(n_rows, 4 * n_columns)
+        assert n_targets == 8 or 2**24 // ((n_targets + 1) * n_columns**2) < 4 * n_columns
 
 
 def test_columns_that_others_tell_nothing_of_do_not_serve():
