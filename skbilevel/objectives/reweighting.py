@@ -1,0 +1,248 @@
+"""Weights of training rows, learnt for a small sample of the distribution that matters.
+
+====================  ==================  ==========  =============================================
+symbol                code name           shape       meaning
+====================  ==================  ==========  =============================================
+x_i, y_i              X, Y                (n, p),     training rows, and their numbers or shares
+                                          (n, k)      of classes
+x'_j, y'_j            X_target, Y_target  (m, p),     rows of the distribution that matters
+                                          (m, k)
+theta                 theta               (p k,)      of a linear model, row by row of its matrix
+w                     weights             (n,)        of the training rows
+a, phi                a, phi              (n,), (q,)  what weights are made of
+l_i, l'_j             loss                (n,), (m,)  of a row, as a function of x_i' theta
+lambda                ridge               scalar      of the model
+v                     adjoint             (p k,)      H(theta, w)^-1 grad F
+g                     alignment           (n,)        dh / dw
+====================  ==================  ==========  =============================================
+
+The bilevel problem is ::
+
+    G(theta, w) = sum_i w_i l_i(theta) + lambda/2 |theta|^2                                   (1)
+    F(theta) = 1/m sum_j l'_j(theta),   h(w) = F(theta*(w)),   theta*(w) = argmin G(., w)     (2)
+
+and by the implicit function theorem ::
+
+    H(theta, w) v = grad F(theta),   H = sum_i w_i hess l_i + lambda I                        (5)
+    g_i = -<grad l_i(theta), v>                                                               (6)
+
+which is dh/dw_i at theta = theta*(w). Weights that are not free have parameters; the derivative
+in these follows from g by the chain rule, written out in `PARAMETRISATIONS`, `log_linear` and
+`gate`.
+
+Reference: Ivanova and Ablin (2023), A challenge in reweighting data with bilevel optimization,
+arXiv 2310.17386, whose numbers of equations these are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skbilevel.objectives.linear_loss import LinearLoss
+
+
+@dataclass(frozen=True)
+class ReweightedLinear:
+    """Eqs (1) and (2) for a linear model.
+
+    Attributes
+    ----------
+    X, Y : Tensor of shape (n, p) and (n, k)
+    X_target, Y_target : Tensor of shape (m, p) and (m, k)
+    loss : LinearLoss
+    ridge : float
+        lambda, always as lambda/2 |theta|^2.
+    target_weights : Tensor of shape (m,), optional
+        Of the target rows, with sum 1; 1/m each by default.
+    """
+
+    X: Tensor
+    Y: Tensor
+    X_target: Tensor
+    Y_target: Tensor
+    loss: LinearLoss
+    ridge: float
+    target_weights: Tensor | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """n."""
+        return len(self.X)
+
+    @property
+    def n_parameters(self) -> int:
+        """p k."""
+        return self.X.shape[1] * self.Y.shape[1]
+
+    def at(self, theta: Tensor) -> "Point":
+        """What depends on theta alone."""
+        return Point(self, theta)
+
+    def target_loss(self, theta: Tensor) -> Tensor:
+        """F of eq. (2)."""
+        return self._of_target(self.loss.value(self._target_outputs(theta), self.Y_target))
+
+    def target_gradient(self, theta: Tensor) -> Tensor:
+        """grad F, (p k,)."""
+        slope = self.loss.slope(self._target_outputs(theta), self.Y_target)
+        weights = self.X_target.new_full((len(slope),), 1 / len(slope))
+        if self.target_weights is not None:
+            weights = self.target_weights
+        return (self.X_target.T @ (weights[:, None] * slope)).reshape(-1)
+
+    def _target_outputs(self, theta: Tensor) -> Tensor:
+        return self.X_target @ _matrix(theta, self.X_target)
+
+    def _of_target(self, losses: Tensor) -> Tensor:
+        return losses.mean() if self.target_weights is None else losses @ self.target_weights
+
+
+@dataclass(frozen=True)
+class Point:
+    """The training rows at one theta: each of its quantities is computed once.
+
+    Attributes
+    ----------
+    problem : ReweightedLinear
+    theta : Tensor of shape (p k,)
+    """
+
+    problem: ReweightedLinear
+    theta: Tensor
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """X theta, (n, k)."""
+        return self.problem.X @ _matrix(self.theta, self.problem.X)
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """dl_i/dz, (n, k)."""
+        return self.problem.loss.slope(self.outputs, self.problem.Y)
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """l_i, (n,)."""
+        return self.problem.loss.value(self.outputs, self.problem.Y)
+
+    def value(self, weights: Tensor) -> Tensor:
+        """G of eq. (1)."""
+        return weights @ self.losses + self.problem.ridge / 2 * self.theta.dot(self.theta)
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """d_theta G, (p k,)."""
+        return self._back(weights, self.slope) + self.problem.ridge * self.theta
+
+    def product(self, weights: Tensor, v: Tensor) -> Tensor:
+        """H v of eq. (5), (p k,)."""
+        curved = self.problem.loss.curved(self.outputs, self._along(v))
+        return self._back(weights, curved) + self.problem.ridge * v
+
+    def alignment(self, v: Tensor) -> Tensor:
+        """g of eq. (6), (n,)."""
+        return -(self.slope * self._along(v)).sum(dim=1)
+
+    def shared_matrix(self, weights: Tensor) -> Tensor:
+        """sum_i w_i c_i x_i x_i' + lambda I, (p, p), with the mean curvature c_i of a row: one
+        block of H for all outputs if the loss is quadratic, and near it if not."""
+        rows, curvature = self.problem.X, self.problem.loss.curvature(self.outputs)
+        matrix = rows.T @ ((weights * curvature)[:, None] * rows)
+        matrix.diagonal().add_(self.problem.ridge)
+        return matrix
+
+    def _along(self, v: Tensor) -> Tensor:
+        return self.problem.X @ _matrix(v, self.problem.X)
+
+    def _back(self, weights: Tensor, parts: Tensor) -> Tensor:
+        return (self.problem.X.T @ (weights[:, None] * parts)).reshape(-1)
+
+
+def _matrix(theta: Tensor, rows: Tensor) -> Tensor:
+    """theta as (p, k)."""
+    return theta.view(rows.shape[1], -1)
+
+
+class Parametrisation(NamedTuple):
+    """Weights made of one number for each row.
+
+    Attributes
+    ----------
+    weights : callable
+        ``a -> w``, (n,) to (n,).
+    direction : callable
+        ``(a, g) -> (n,)``: a moves against it, given g = dh/dw.
+    start : float
+        a for weights 1/n, up to a constant that does not matter.
+    """
+
+    weights: Callable[[Tensor], Tensor]
+    direction: Callable[[Tensor, Tensor], Tensor]
+    start: float = 0.0
+
+
+def _simplex(a: Tensor) -> Tensor:
+    return a.softmax(dim=0)
+
+
+def softmax_pull(weights: Tensor, g: Tensor) -> Tensor:
+    """dh/da = w * (g - w'g) for w = softmax(a), (n,)."""
+    return weights * (g - weights @ g)
+
+
+def _sigmoid(a: Tensor) -> Tensor:
+    return a.sigmoid() / len(a)
+
+
+def _sigmoid_pull(a: Tensor, g: Tensor) -> Tensor:
+    shares = a.sigmoid()
+    return g * shares * (1 - shares) / len(a)
+
+
+# Name -> weights. "mirror" is mirror descent on the simplex with the entropy, whose dual variable
+# is a = log w: it moves along g itself, w <- w exp(-eta g) / sum. "softmax" is gradient descent
+# on the same a. Weights of "sigmoid" are bounded by 1/n, and need not sum to 1.
+PARAMETRISATIONS = {
+    "mirror": Parametrisation(_simplex, lambda a, g: g),
+    "softmax": Parametrisation(_simplex, lambda a, g: softmax_pull(_simplex(a), g)),
+    "sigmoid": Parametrisation(_sigmoid, _sigmoid_pull),
+}
+
+
+class Weights(NamedTuple):
+    """Weights (n,) of few parameters, and how a derivative in them goes back to these.
+
+    Attributes
+    ----------
+    value : Tensor of shape (n,)
+    pull : callable
+        ``dh/dw -> dh/dphi``, (n,) to (q,).
+    """
+
+    value: Tensor
+    pull: Callable[[Tensor], Tensor]
+
+
+def log_linear(features: Tensor, phi: Tensor, prior: Tensor | None = None) -> Weights:
+    """w proportional to ``prior * exp(features @ phi)``: the density ratio of an exponential
+    family (proposition 1), from features (n, q)."""
+    a = features @ phi if prior is None else features @ phi + prior.log()
+    weights = a.softmax(dim=0)
+    return Weights(weights, lambda g: features.T @ softmax_pull(weights, g))
+
+
+def gate(features: Tensor, phi: Tensor) -> Weights:
+    """w proportional to sigma(features @ phi): the probability that a row is of use, from features
+    (n, q). No weight exceeds that of a row which is of use for certain."""
+    a = features @ phi
+    weights = torch.nn.functional.logsigmoid(a).softmax(dim=0)
+    return Weights(weights, lambda g: features.T @ (softmax_pull(weights, g) * (-a).sigmoid()))
+
+
+def divergence(weights: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(w || q) in nats, and its derivative in w, (n,), where q are weights too."""
+    ratio = torch.where(weights > 0, (weights / reference).log(), 0.0)
+    return weights @ ratio, ratio + 1

@@ -1,0 +1,85 @@
+"""Algorithm 1: descent on weights, with the inner problem solved at every step.
+
+Reference: Ivanova and Ablin (2023), arXiv 2310.17386.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skbilevel.numerics.weighted_problem import WeightedProblem
+from skbilevel.solvers.result import SolverResult
+from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record, equal
+from skbilevel.solvers.weighted_newton import Minimum, adjoint, minimum
+
+# Weighted standard deviation of a step of log w that is safe, and how far it may grow.
+_SAFE, _GROWTH, _MOST = 0.5, 1.5, 3.0
+
+
+def exact_descent(
+    problem: WeightedProblem,
+    form: Parametrisation,
+    settings: Descent,
+    on_step: OnStep | None = None,
+    a: Tensor | None = None,
+) -> SolverResult:
+    """Move weights along the exact hypergradient.
+
+    Parameters
+    ----------
+    problem : WeightedProblem
+    form : Parametrisation
+    settings : Descent
+    on_step : callable, optional
+        ``on_step(history) -> stop`` after every iteration.
+    a : Tensor of shape (n,), optional
+        Where to start; equal weights by default.
+
+    Returns
+    -------
+    SolverResult
+        ``inner`` is theta*(w), ``outer`` the weights; ``history`` has target loss, entropy and
+        effective sample size of every iterate, from the start on.
+    """
+    inner = Minimum(torch.zeros(problem.n_parameters, dtype=torch.float64))
+    at = _iterate(problem, form, equal(problem, form) if a is None else a, inner)
+    record, reach, solved = Record(problem, on_step), 1.0, at.inner.converged
+    for _ in range(settings.n_iter):
+        if record(at.inner.theta, at.weights):
+            break
+        rate = settings.outer_rate
+        if rate is None:
+            rate = _SAFE * reach / max(_deviation(at), torch.finfo(at.g.dtype).tiny)
+        moved = _iterate(problem, form, at.a - rate * form.direction(at.a, at.g), at.inner)
+        if settings.outer_rate is None and moved.loss > at.loss:
+            reach /= 2
+            continue
+        reach = min(_MOST, reach * _GROWTH)
+        at, solved = moved, solved and moved.inner.converged
+    return record.result(at.inner.theta, at.weights, solved)
+
+
+class _Iterate(NamedTuple):
+    a: Tensor
+    weights: Tensor
+    inner: Minimum
+    loss: float
+    g: Tensor
+
+
+def _iterate(
+    problem: WeightedProblem, form: Parametrisation, a: Tensor, start: Minimum
+) -> _Iterate:
+    """Solve for theta and the hypergradient at a."""
+    weights = form.weights(a)
+    inner = adjoint(problem, weights, minimum(problem, weights, start))
+    assert inner.adjoint is not None
+    g = problem.at(inner.theta).alignment(inner.adjoint)
+    return _Iterate(a, weights, inner, float(problem.target_loss(inner.theta)), g)
+
+
+def _deviation(at: _Iterate) -> float:
+    """Standard deviation of g among the rows, as they are weighted."""
+    shares = at.weights / at.weights.sum()
+    return float((shares @ (at.g - shares @ at.g).square()).sqrt())

@@ -1,0 +1,78 @@
+"""What descents on weights have in common: how they move, and what they write down."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from skbilevel.numerics.weighted_problem import WeightedProblem
+from skbilevel.solvers.result import SolverResult
+
+OnStep = Callable[[dict[str, list[float]]], bool]
+MONITORED = ("target_loss", "entropy", "effective_sample_size")
+
+
+class Parametrisation(Protocol):
+    """Weights made of one number a for each row."""
+
+    @property
+    def start(self) -> float:
+        """a of weights that are all equal."""
+
+    def weights(self, a: Tensor) -> Tensor:
+        """w, (n,)."""
+
+    def direction(self, a: Tensor, g: Tensor) -> Tensor:
+        """Against which a moves, from g = dh/dw."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How parameters and weights move.
+
+    Attributes
+    ----------
+    n_iter : int
+    outer_rate : float or None
+        eta, of the weights. None is for the exact method, which then never raises the target
+        loss: log w changes with a weighted standard deviation of .5 at first, by half as much
+        again after every step, up to 1.5, and a step that raises the loss is taken back and
+        halved.
+    inner_rate : float
+        rho, of theta, where it is not solved for.
+    """
+
+    n_iter: int
+    outer_rate: float | None = None
+    inner_rate: float = 0.0
+
+
+class Record:
+    """History of a descent, and whether it is to stop."""
+
+    def __init__(self, problem: WeightedProblem, on_step: OnStep | None) -> None:
+        self.history: dict[str, list[float]] = {name: [] for name in MONITORED}
+        self._problem, self._on_step = problem, on_step
+
+    def __call__(self, theta: Tensor, weights: Tensor) -> bool:
+        shares = weights / weights.sum()
+        told = (
+            self._problem.target_loss(theta),
+            -torch.special.xlogy(shares, shares).sum(),
+            1 / shares.square().sum(),
+        )
+        for name, value in zip(MONITORED, told, strict=True):
+            self.history[name].append(float(value))
+        return self._on_step is not None and self._on_step(self.history)
+
+    def result(self, theta: Tensor, weights: Tensor, converged: bool) -> SolverResult:
+        """Theta and weights where the descent has ended."""
+        n_iter = len(self.history["entropy"])
+        return SolverResult(theta, weights, self.history, n_iter, converged)
+
+
+def equal(problem: WeightedProblem, form: Parametrisation) -> Tensor:
+    """a of equal weights, (n,)."""
+    return torch.full((problem.n_rows,), form.start, dtype=torch.float64)
