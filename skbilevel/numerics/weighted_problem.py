@@ -8,7 +8,9 @@ from torch import Tensor
 class WeightedPoint(Protocol):
     """A weighted objective at one theta, (p,), for any weights, (n,)."""
 
-    theta: Tensor
+    @property
+    def theta(self) -> Tensor:
+        """(p,)."""
 
     def value(self, weights: Tensor) -> Tensor:
         """G(theta, w), a scalar."""
@@ -26,7 +28,14 @@ class WeightedPoint(Protocol):
         """A matrix (q, q) whose Kronecker product with an identity is near d2_theta G."""
 
 
-class WeightedProblem(Protocol):
+class InnerProblem(Protocol):
+    """A weighted objective."""
+
+    def at(self, theta: Tensor) -> WeightedPoint:
+        """It at theta."""
+
+
+class WeightedProblem(InnerProblem, Protocol):
     """Weighted inner objective, and the outer one that judges theta."""
 
     @property
@@ -36,9 +45,6 @@ class WeightedProblem(Protocol):
     @property
     def n_parameters(self) -> int:
         """p."""
-
-    def at(self, theta: Tensor) -> WeightedPoint:
-        """The inner objective at theta."""
 
     def target_loss(self, theta: Tensor) -> Tensor:
         """F, a scalar."""

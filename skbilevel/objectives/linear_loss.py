@@ -21,8 +21,7 @@ class LinearLoss(NamedTuple):
     slope : callable
         ``(outputs, labels) -> dl/dz``, (n, k).
     curved : callable
-        ``(outputs, directions) -> (d2l/dz2) u``, (n, k), for directions u (n, k); it does not
-        depend on labels.
+        ``outputs -> (u -> (d2l/dz2) u)``, for directions u (n, k); it does not depend on labels.
     curvature : callable
         ``outputs -> c``, (n,): the mean of the diagonal of d2l/dz2.
     is_quadratic : bool
@@ -31,7 +30,7 @@ class LinearLoss(NamedTuple):
 
     value: Callable[[Tensor, Tensor], Tensor]
     slope: Callable[[Tensor, Tensor], Tensor]
-    curved: Callable[[Tensor, Tensor], Tensor]
+    curved: Callable[[Tensor], Callable[[Tensor], Tensor]]
     curvature: Callable[[Tensor], Tensor]
     is_quadratic: bool
 
@@ -44,7 +43,7 @@ def _squared(outputs: Tensor, labels: Tensor) -> Tensor:
 SQUARED = LinearLoss(
     _squared,
     lambda outputs, labels: outputs - labels,
-    lambda outputs, directions: directions,
+    lambda outputs: lambda directions: directions,
     lambda outputs: torch.ones_like(outputs[:, 0]),
     True,
 )
@@ -55,10 +54,15 @@ def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs.logsumexp(dim=1) - (labels * outputs).sum(dim=1)
 
 
-def _cross_entropy_curved(outputs: Tensor, directions: Tensor) -> Tensor:
-    """(diag P - P P') u with P = softmax(z)."""
-    moved = outputs.softmax(dim=1) * directions
-    return moved - outputs.softmax(dim=1) * moved.sum(dim=1, keepdim=True)
+def _cross_entropy_curved(outputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """u -> (diag P - P P') u with P = softmax(z)."""
+    shares = outputs.softmax(dim=1)
+
+    def curved(directions: Tensor) -> Tensor:
+        moved = shares * directions
+        return moved - shares * moved.sum(dim=1, keepdim=True)
+
+    return curved
 
 
 def _cross_entropy_curvature(outputs: Tensor) -> Tensor:

@@ -46,27 +46,21 @@ from skbilevel.objectives.linear_loss import LinearLoss
 
 
 @dataclass(frozen=True)
-class ReweightedLinear:
-    """Eqs (1) and (2) for a linear model.
+class WeightedLinear:
+    """Eq. (1) for a linear model.
 
     Attributes
     ----------
     X, Y : Tensor of shape (n, p) and (n, k)
-    X_target, Y_target : Tensor of shape (m, p) and (m, k)
     loss : LinearLoss
     ridge : float
         lambda, always as lambda/2 |theta|^2.
-    target_weights : Tensor of shape (m,), optional
-        Of the target rows, with sum 1; 1/m each by default.
     """
 
     X: Tensor
     Y: Tensor
-    X_target: Tensor
-    Y_target: Tensor
     loss: LinearLoss
-    ridge: float
-    target_weights: Tensor | None = None
+    ridge: float = 0.0
 
     @property
     def n_rows(self) -> int:
@@ -82,36 +76,75 @@ class ReweightedLinear:
         """What depends on theta alone."""
         return Point(self, theta)
 
+
+@dataclass(frozen=True)
+class ReweightedLinear:
+    """Eqs (1) and (2) for a linear model.
+
+    Attributes
+    ----------
+    train : WeightedLinear
+    target : WeightedLinear
+        Of the target rows, without a ridge.
+    target_weights : Tensor of shape (m,)
+        Of the target rows in F, 1/m each unless they weigh differently.
+    """
+
+    train: WeightedLinear
+    target: WeightedLinear
+    target_weights: Tensor
+
+    @property
+    def n_rows(self) -> int:
+        """n."""
+        return self.train.n_rows
+
+    @property
+    def n_parameters(self) -> int:
+        """p k."""
+        return self.train.n_parameters
+
+    def at(self, theta: Tensor) -> "Point":
+        """The training rows at theta."""
+        return self.train.at(theta)
+
     def target_loss(self, theta: Tensor) -> Tensor:
         """F of eq. (2)."""
-        return self._of_target(self.loss.value(self._target_outputs(theta), self.Y_target))
+        return self.target.at(theta).value(self.target_weights)
 
     def target_gradient(self, theta: Tensor) -> Tensor:
         """grad F, (p k,)."""
-        slope = self.loss.slope(self._target_outputs(theta), self.Y_target)
-        weights = self.X_target.new_full((len(slope),), 1 / len(slope))
-        if self.target_weights is not None:
-            weights = self.target_weights
-        return (self.X_target.T @ (weights[:, None] * slope)).reshape(-1)
+        return self.target.at(theta).gradient(self.target_weights)
 
-    def _target_outputs(self, theta: Tensor) -> Tensor:
-        return self.X_target @ _matrix(theta, self.X_target)
 
-    def _of_target(self, losses: Tensor) -> Tensor:
-        return losses.mean() if self.target_weights is None else losses @ self.target_weights
+def reweighted_linear(
+    X: Tensor,
+    Y: Tensor,
+    X_target: Tensor,
+    Y_target: Tensor,
+    loss: LinearLoss,
+    ridge: float,
+    target_weights: Tensor | None = None,
+) -> ReweightedLinear:
+    """The problem of training rows (n, p) with labels (n, k) and target rows (m, p), (m, k), which
+    weigh 1/m each by default."""
+    if target_weights is None:
+        target_weights = X_target.new_full((len(X_target),), 1 / len(X_target))
+    train, target = WeightedLinear(X, Y, loss, ridge), WeightedLinear(X_target, Y_target, loss)
+    return ReweightedLinear(train, target, target_weights)
 
 
 @dataclass(frozen=True)
 class Point:
-    """The training rows at one theta: each of its quantities is computed once.
+    """Rows at one theta: each of its quantities is computed once.
 
     Attributes
     ----------
-    problem : ReweightedLinear
+    problem : WeightedLinear
     theta : Tensor of shape (p k,)
     """
 
-    problem: ReweightedLinear
+    problem: WeightedLinear
     theta: Tensor
 
     @cached_property
@@ -129,6 +162,10 @@ class Point:
         """l_i, (n,)."""
         return self.problem.loss.value(self.outputs, self.problem.Y)
 
+    @cached_property
+    def _curved(self) -> Callable[[Tensor], Tensor]:
+        return self.problem.loss.curved(self.outputs)
+
     def value(self, weights: Tensor) -> Tensor:
         """G of eq. (1)."""
         return weights @ self.losses + self.problem.ridge / 2 * self.theta.dot(self.theta)
@@ -139,8 +176,7 @@ class Point:
 
     def product(self, weights: Tensor, v: Tensor) -> Tensor:
         """H v of eq. (5), (p k,)."""
-        curved = self.problem.loss.curved(self.outputs, self._along(v))
-        return self._back(weights, curved) + self.problem.ridge * v
+        return self._back(weights, self._curved(self._along(v))) + self.problem.ridge * v
 
     def alignment(self, v: Tensor) -> Tensor:
         """g of eq. (6), (n,)."""

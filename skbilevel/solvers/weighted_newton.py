@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skbilevel.numerics.linear_solve import LinearSolve, conjugate_gradient
-from skbilevel.numerics.weighted_problem import WeightedPoint, WeightedProblem
+from skbilevel.numerics.weighted_problem import InnerProblem, WeightedPoint, WeightedProblem
 
 _MOST_STEPS, _TOLERANCE = 100, 1e-10
 # Least decrease of a step, in that of a line, and its most halvings.
@@ -44,13 +44,13 @@ class Minimum:
 
 
 def minimum(
-    problem: WeightedProblem, weights: Tensor, start: Minimum, *, tol: float = _TOLERANCE
+    problem: InnerProblem, weights: Tensor, start: Minimum, *, tol: float = _TOLERANCE
 ) -> Minimum:
     """argmin over theta of G(theta, w).
 
     Parameters
     ----------
-    problem : WeightedProblem
+    problem : InnerProblem
     weights : Tensor of shape (n,)
     start : Minimum
         Of other weights, or any theta.
@@ -129,7 +129,7 @@ def _solve(
 
 
 def _line_search(
-    problem: WeightedProblem,
+    problem: InnerProblem,
     point: WeightedPoint,
     weights: Tensor,
     gradient: Tensor,

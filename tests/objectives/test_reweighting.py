@@ -8,10 +8,10 @@ from numpy.testing import assert_allclose
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
 from skbilevel.objectives.reweighting import (
     PARAMETRISATIONS,
-    ReweightedLinear,
     divergence,
     gate,
     log_linear,
+    reweighted_linear,
 )
 from skbilevel.solvers.weighted_newton import Minimum, adjoint, minimum
 from tests.problems import central_differences
@@ -32,7 +32,7 @@ def data(kind, seed=0, n=N, m=M, p=P, k=K):
 
 
 def problem_of(kind, parts, ridge=RIDGE):
-    return ReweightedLinear(*map(torch.from_numpy, parts), LOSSES[kind], ridge)
+    return reweighted_linear(*map(torch.from_numpy, parts), LOSSES[kind], ridge)
 
 
 def weights_of(seed=1, n=N):
@@ -87,7 +87,7 @@ def test_target_weights_are_repeated_rows(kind):
     X, Y, X_target, Y_target = data(kind)
     counts = np.arange(M) % 3
     repeated = (X, Y, np.repeat(X_target, counts, axis=0), np.repeat(Y_target, counts, axis=0))
-    weighted = ReweightedLinear(
+    weighted = reweighted_linear(
         *map(torch.from_numpy, (X, Y, X_target, Y_target)),
         LOSSES[kind],
         RIDGE,
@@ -194,7 +194,7 @@ def test_density_ratio_solves_the_problem_of_the_population():
     train, target = train / train.sum(), target / target.sum()
     # The inner objective sums over the training distribution: row i counts train_i w(x_i).
     weights = train * (target / train)
-    problem = ReweightedLinear(
+    problem = reweighted_linear(
         *map(torch.from_numpy, (X, Y, X, Y)), SQUARED, 0.0, torch.from_numpy(target)
     )
     at = solved(problem, weights)

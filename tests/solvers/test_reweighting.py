@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.integrate import solve_ivp
 
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
-from skbilevel.objectives.reweighting import PARAMETRISATIONS, ReweightedLinear
+from skbilevel.objectives.reweighting import PARAMETRISATIONS, reweighted_linear
 from skbilevel.solvers.exact import exact_descent
 from skbilevel.solvers.soba import soba
 from skbilevel.solvers.warm_started import warm_started
@@ -34,7 +34,7 @@ def data(kind="squared", n=12, m=8, p=3, k=2, seed=0):
 
 
 def problem_of(kind, parts, ridge=RIDGE):
-    return ReweightedLinear(*map(torch.from_numpy, parts), LOSSES[kind], ridge)
+    return reweighted_linear(*map(torch.from_numpy, parts), LOSSES[kind], ridge)
 
 
 def start_of(problem):

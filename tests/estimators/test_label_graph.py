@@ -1,0 +1,97 @@
+"""Diffused labels against dense loops; a row's own label does not count."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skbilevel.estimators.label_graph import label_graph
+
+K = 3
+
+
+def case(seed=0, n=30, m=8):
+    rng = np.random.default_rng(seed)
+    centres = 4 * rng.normal(size=(K, 2))
+    y, y_target = rng.integers(K, size=n), rng.integers(K, size=m)
+    X, X_target = (centres[part] + rng.normal(size=(len(part), 2)) for part in (y, y_target))
+    return X, np.eye(K)[y], X_target, np.eye(K)[y_target]
+
+
+def graph_of(X, X_target, seed=0):
+    return label_graph(X, X_target, np.random.RandomState(seed))
+
+
+def dense_adjacency(rows, n_neighbours=10):
+    """D^-1/2 W D^-1/2 with W = exp(-d^2 / s) between neighbours in either direction."""
+    n = len(rows)
+    squared = np.array([[np.sum((a - b) ** 2) for b in rows] for a in rows])
+    near = []
+    for i in range(n):
+        order = [j for j in np.argsort(squared[i], kind="stable") if j != i]
+        near.append(order[:n_neighbours])
+    scale = np.median([squared[i, near[i][-1]] for i in range(n)])
+    W = np.zeros((n, n))
+    for i in range(n):
+        for j in near[i]:
+            W[i, j] = W[j, i] = np.exp(-squared[i, j] / scale)
+    degree = W.sum(axis=1)
+    return W / np.sqrt(np.outer(degree, degree))
+
+
+def test_adjacency_is_that_of_ten_neighbours():
+    X, _, X_target, _ = case()
+    graph = graph_of(X, X_target)
+    assert_allclose(
+        graph.adjacency.toarray(), dense_adjacency(np.vstack([X, X_target])), atol=1e-12
+    )
+
+
+def test_shares_are_labels_diffused_without_the_fold_of_the_row():
+    X, Y, X_target, Y_target = case()
+    graph, S = graph_of(X, X_target), dense_adjacency(np.vstack([X, X_target]))
+    told = graph.shares(Y, Y_target)
+    for i in range(len(X)):
+        given = np.zeros((len(S), K))
+        for j in range(len(X)):
+            if graph.folds[j] != graph.folds[i]:
+                given[j] = Y[j] - 1 / K
+        given[len(X) :] = 10 * (Y_target - 1 / K)
+        F = given
+        for _ in range(15):
+            F = 0.9 * S @ F + 0.1 * given
+        assert_allclose(told[i], F[i] / np.abs(F[i]).sum(), rtol=1e-9)
+
+
+def test_margin_is_that_of_the_label():
+    X, Y, X_target, Y_target = case()
+    graph = graph_of(X, X_target)
+    told, margins = graph.shares(Y, Y_target), graph.margins(Y, Y_target)
+    for i in range(len(X)):
+        own = Y[i].argmax()
+        others = [told[i, c] for c in range(K) if c != own]
+        assert margins[i] == pytest.approx(told[i, own] - max(others), rel=1e-12)
+    assert np.median(margins) > 0.3
+
+
+def test_own_label_does_not_count_and_a_wrong_one_shows():
+    X, Y, X_target, Y_target = case()
+    graph, wrong = graph_of(X, X_target), Y.copy()
+    wrong[4] = np.roll(Y[4], 1)
+    assert_array_equal(graph.shares(wrong, Y_target)[4], graph.shares(Y, Y_target)[4])
+    assert graph.margins(wrong, Y_target)[4] < 0 < graph.margins(Y, Y_target)[4]
+
+
+def test_target_rows_of_zeros_say_nothing():
+    X, Y, X_target, Y_target = case()
+    graph, silent = graph_of(X, X_target), Y_target.copy()
+    silent[:4] = 0
+    other = silent.copy()
+    told = graph.shares(Y, silent)
+    assert_array_equal(told, graph.shares(Y, other))
+    assert np.abs(told - graph.shares(Y, Y_target)).max() > 1e-3
+
+
+def test_rows_that_are_there_twice_and_few_rows_make_a_graph():
+    X = np.zeros((4, 2))
+    graph = graph_of(X, X[:1])
+    assert np.isfinite(graph.shares(np.eye(K)[[0, 1, 0, 2]], np.eye(K)[:1])).all()

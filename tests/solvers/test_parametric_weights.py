@@ -1,0 +1,80 @@
+"""Weights of few parameters against a search that solves the inner problem by a transcription."""
+
+import numpy as np
+import torch
+from numpy.testing import assert_allclose
+from scipy.optimize import minimize
+
+from skbilevel.objectives.linear_loss import SQUARED
+from skbilevel.objectives.reweighting import divergence, gate, reweighted_linear
+from skbilevel.solvers.parametric_weights import Fold, parametric_weights
+from tests.reference import reweighting as reference
+
+RIDGE = 0.05
+
+
+def case(n=40, m=12, seed=0):
+    """Half of the rows have another sign; the first feature tells which."""
+    rng = np.random.default_rng(seed)
+    X, X_target = rng.normal(size=(n, 2)), rng.normal(size=(m, 2))
+    sign = np.where(np.arange(n) < n // 2, 1.0, -1.0)
+    Y, Y_target = sign[:, None] * X[:, :1], X_target[:, :1]
+    told = sign + rng.normal(size=n)
+    return X, Y, X_target, Y_target, np.column_stack([np.ones(n), told])
+
+
+def test_minimum_is_that_of_a_search_without_gradients():
+    X, Y, X_target, Y_target, features = case()
+    parts = [slice(0, 6), slice(6, 12)]
+    uniform, noisy = np.full(40, 1 / 40), features + 0.1 * features[::-1]
+    each = [features, noisy]
+
+    def weights_of(rows, phi):
+        shares = 1 / (1 + np.exp(-rows @ phi))
+        return shares / shares.sum()
+
+    def objective(phi):
+        total = 1e-3 * phi @ phi
+        for part, rows in zip(parts, each, strict=True):
+            w = weights_of(rows, phi)
+            theta = reference.solution("squared", w, X, Y, RIDGE)
+            total += reference.target_loss("squared", theta, X_target[part], Y_target[part]) / 2
+            total += 0.02 * np.sum(w * np.log(w / uniform)) / 2
+        return total
+
+    def penalty(weights):
+        value, slope = divergence(weights, torch.from_numpy(uniform))
+        return 0.02 * value, 0.02 * slope
+
+    def fold(part, rows):
+        tensors = map(torch.from_numpy, (X, Y, X_target[part], Y_target[part]))
+        features = torch.from_numpy(rows)
+        return Fold(reweighted_linear(*tensors, SQUARED, RIDGE), lambda phi: gate(features, phi))
+
+    found = parametric_weights(
+        [fold(*each) for each in zip(parts, each, strict=True)],
+        penalty,
+        np.array([0.0, 0.5]),
+        precision=1e-3,
+        max_iter=100,
+        ftol=1e-14,
+    )
+    truth = minimize(objective, [0.0, 0.5], method="Nelder-Mead", options={"xatol": 1e-8})
+    assert_allclose(found.outer, truth.x, rtol=1e-3)
+    assert_allclose(min(found.history["objective"]), truth.fun, rtol=1e-8)
+    assert_allclose(found.history["objective"][0], objective(np.array([0.0, 0.5])), rtol=1e-10)
+    assert found.outer[1] > 1
+
+
+def test_bounds_hold():
+    X, Y, X_target, Y_target, features = case()
+    tensors = map(torch.from_numpy, (X, Y, X_target, Y_target))
+    rows = torch.from_numpy(features)
+    found = parametric_weights(
+        [Fold(reweighted_linear(*tensors, SQUARED, RIDGE), lambda phi: gate(rows, phi))],
+        lambda w: (w.new_zeros(()), torch.zeros_like(w)),
+        np.array([0.0, 0.1]),
+        bounds=[(-1, 1), (-0.3, 0.3)],
+        max_iter=50,
+    )
+    assert found.outer[1] == 0.3
