@@ -310,8 +310,8 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
         Warns
         -----
         ConvergenceWarning
-            If the loss of the students ends ten times above that of a constant, or most linear
-            systems of the implicit gradient were not solved at all.
+            If the loss of the students of a loop that is kept ends ten times above that of a
+            constant, or most linear systems of the implicit gradient were not solved at all.
         """
         # Sums follow the order of memory, and training would enlarge their rounding.
         incomplete = np.ascontiguousarray(self._start_fit(X), dtype=np.float64)
@@ -333,7 +333,7 @@ class BilevelImputer(CallbackSupportMixin, Imputer):
             rng,
             lambda current: report.step(lambda: attributes(current())),
         )
-        warn_of_the_loop(fit.history)
+        warn_of_the_loop(fit.history, is_kept=fit.selected == "bilevel")
         fitted = attributes(fit)
         self.__dict__.update(fitted)
         report.end(fitted)

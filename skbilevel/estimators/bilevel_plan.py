@@ -116,12 +116,13 @@ def _warm_up_steps(estimator: Any) -> int:
     return _WARM_UP if estimator.student_iter == "auto" else int(estimator.student_iter) // 3
 
 
-def warn_of_the_loop(history: dict[str, list[float]]) -> None:
-    """Warn of students that have diverged, and of linear systems that were not solved."""
+def warn_of_the_loop(history: dict[str, list[float]], *, is_kept: bool) -> None:
+    """Warn of students that have diverged, if what they taught is kept, and of linear systems that
+    were not solved."""
     if not history.get("inner"):
         return
     # Of a standardised number a constant has the loss 1, of classes the log of their number.
-    if history["inner"][-1] > _DIVERGED:
+    if is_kept and history["inner"][-1] > _DIVERGED:
         warn_user(
             f"The students have diverged: a loss of {history['inner'][-1]:.3g}, where a constant "
             "has about 1; lower student_learning_rate or learning_rate.",

@@ -65,7 +65,7 @@ def labels_of(y: ArrayLike, missing_label: Any, n_rows: int) -> tuple[np.ndarray
     NaN, None and pandas' NA are never labels; nor is ``missing_label``.
     """
     values = one_column(y)
-    if np.ndim(y) > 1:
+    if np.asarray(y).ndim > 1:
         warn_user(
             "A column-vector y was passed when a 1d array was expected; use y.ravel().",
             DataConversionWarning,

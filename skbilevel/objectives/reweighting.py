@@ -54,7 +54,7 @@ class WeightedLinear:
     X, Y : Tensor of shape (n, p) and (n, k)
     loss : LinearLoss
     ridge : float
-        lambda, always as lambda/2 |theta|^2.
+        lambda, always as ``lambda/2 |theta|^2``.
     """
 
     X: Tensor

@@ -560,10 +560,13 @@ def test_students_that_diverge_are_reported():
 def test_systems_that_are_not_solved_are_reported():
     history = {"inner": [0.5, 0.4, 0.3], "cg_residual": [0.9, 1.1, 30.0]}
     with pytest.warns(ConvergenceWarning, match="residual of 1.1 .* raise cg_iter or l2"):
-        warn_of_the_loop(history)
+        warn_of_the_loop(history, is_kept=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_the_loop({**history, "cg_residual": [0.9, 0.9, 30.0]})
+        solved = {**history, "cg_residual": [0.9, 0.9, 30.0]}
+        warn_of_the_loop(solved, is_kept=True)
+        # Of rows far out, say: the teacher is then as it was before.
+        warn_of_the_loop({**solved, "inner": [0.5, 90.0]}, is_kept=False)
 
 
 def test_weights_of_another_length_are_named(fitted):
