@@ -52,7 +52,7 @@ def exact_descent(
         if rate is None:
             rate = _SAFE * reach / max(_deviation(at), torch.finfo(at.g.dtype).tiny)
         moved = _iterate(problem, form, at.a - rate * form.direction(at.a, at.g), at.inner)
-        if settings.outer_rate is None and moved.loss > at.loss:
+        if settings.outer_rate is None and not moved.loss <= at.loss:
             reach /= 2
             continue
         reach = min(_MOST, reach * _GROWTH)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from scipy.integrate import solve_ivp
 
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
 from skbilevel.objectives.reweighting import PARAMETRISATIONS, reweighted_linear
@@ -195,53 +194,6 @@ def test_frozen_flow_ends_on_at_most_as_many_rows_as_parameters(seed):
     history = found.history["entropy"]
     assert abs(history[-1] - history[-200]) < 1e-3
     assert (found.outer > 1e-6).sum() <= 4
-
-
-def mirror_field(field, weights):
-    """dw/dt = -w * (f - w'f) of eq. (9), for weights that sum to 1 up to rounding."""
-    f = field(weights)
-    return -weights * (f - weights @ f / weights.sum())
-
-
-def test_stationary_points_have_a_constant_field_on_their_support():
-    """Proposition 3, and the stability of proposition 4 by the simulated flow: of two rows with
-    a field A w the inner stationary point attracts if A pulls back to it, and else a corner."""
-    for A, ends in (
-        (np.array([[2.0, 0.0], [0.0, 1.0]]), [1 / 3, 2 / 3]),
-        (np.array([[-2.0, 0.0], [0.0, -1.0]]), [1.0, 0.0]),
-    ):
-        inner = np.array([1 / 3, 2 / 3])
-        assert_allclose(A @ inner, (A @ inner)[0])
-        assert_allclose(mirror_field(lambda w, A=A: A @ w, inner), 0, atol=1e-15)
-        flow = solve_ivp(
-            lambda t, w, A=A: mirror_field(lambda w: A @ w, w), (0, 60), [0.4, 0.6], rtol=1e-9
-        )
-        assert_allclose(flow.y[:, -1], ends, atol=1e-6)
-
-
-def test_speed_near_a_corner_is_the_gap_of_the_field():
-    """Proposition 5: at a corner e_1 the weight of row i falls like exp(-(f_i - f_1) t)."""
-    f = np.array([0.0, 0.7, 1.5])
-    flow = solve_ivp(
-        lambda t, w: mirror_field(lambda w: f, w), (0, 12), np.full(3, 1 / 3), rtol=1e-11, atol=0
-    )
-    early, late = np.searchsorted(flow.t, 8), -1
-    fallen = np.log(flow.y[1:, late] / flow.y[1:, early])
-    assert_allclose(fallen / (flow.t[late] - flow.t[early]), -f[1:], rtol=1e-2)
-
-
-def test_field_that_turns_round_makes_a_flow_that_never_settles():
-    """Rock, paper, scissors: the field is no gradient, and the flow keeps its distance from the
-    stationary point in the middle, as the sum of log w is kept."""
-    A = np.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
-    start = np.array([0.6, 0.3, 0.1])
-    flow = solve_ivp(
-        lambda t, w: mirror_field(lambda w: A @ w, w), (0, 200), start, rtol=1e-10, atol=1e-12
-    )
-    kept = np.log(flow.y).sum(axis=0)
-    assert_allclose(kept, kept[0], rtol=1e-6)
-    late = flow.y[:, flow.t > 150]
-    assert np.ptp(late[0]) > 0.3
 
 
 def euler(problem, ratio, time, step):
