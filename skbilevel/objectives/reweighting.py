@@ -203,7 +203,7 @@ def _matrix(theta: Tensor, rows: Tensor) -> Tensor:
 
 
 class Parametrisation(NamedTuple):
-    """Weights made of one number for each row.
+    """Weights made of one number a for each row; a = 0 is where they are in proportion to counts.
 
     Attributes
     ----------
@@ -211,17 +211,10 @@ class Parametrisation(NamedTuple):
         ``a -> w``, (n,) to (n,).
     direction : callable
         ``(a, g) -> (n,)``: a moves against it, given g = dh/dw.
-    start : float
-        a for weights 1/n, up to a constant that does not matter.
     """
 
     weights: Callable[[Tensor], Tensor]
     direction: Callable[[Tensor, Tensor], Tensor]
-    start: float = 0.0
-
-
-def _simplex(a: Tensor) -> Tensor:
-    return a.softmax(dim=0)
 
 
 def softmax_pull(weights: Tensor, g: Tensor) -> Tensor:
@@ -229,22 +222,35 @@ def softmax_pull(weights: Tensor, g: Tensor) -> Tensor:
     return weights * (g - weights @ g)
 
 
-def _sigmoid(a: Tensor) -> Tensor:
-    return a.sigmoid() / len(a)
+def _mirror(counts: Tensor) -> Parametrisation:
+    """w <- w exp(-eta g) / sum: a is the dual variable of the entropy, and moves along g."""
+    prior = counts.log()
+    return Parametrisation(lambda a: (a + prior).softmax(dim=0), lambda a, g: g)
 
 
-def _sigmoid_pull(a: Tensor, g: Tensor) -> Tensor:
-    shares = a.sigmoid()
-    return g * shares * (1 - shares) / len(a)
+def _softmax(counts: Tensor) -> Parametrisation:
+    """w = softmax(a), by gradient descent on a."""
+    weights = _mirror(counts).weights
+    return Parametrisation(weights, lambda a, g: softmax_pull(weights(a), g) / counts)
 
 
-# Name -> weights. "mirror" is mirror descent on the simplex with the entropy, whose dual variable
-# is a = log w: it moves along g itself, w <- w exp(-eta g) / sum. "softmax" is gradient descent
-# on the same a. Weights of "sigmoid" are bounded by 1/n, and need not sum to 1.
-PARAMETRISATIONS = {
-    "mirror": Parametrisation(_simplex, lambda a, g: g),
-    "softmax": Parametrisation(_simplex, lambda a, g: softmax_pull(_simplex(a), g)),
-    "sigmoid": Parametrisation(_sigmoid, _sigmoid_pull),
+def _sigmoid(counts: Tensor) -> Parametrisation:
+    """w = sigma(a) / n, bounded, and with a sum that is not 1, by gradient descent on a."""
+    n_rows = counts.sum()
+
+    def direction(a: Tensor, g: Tensor) -> Tensor:
+        shares = a.sigmoid()
+        return g * shares * (1 - shares) / n_rows
+
+    return Parametrisation(lambda a: counts * a.sigmoid() / n_rows, direction)
+
+
+# Name -> weights of rows that occur so many times each, (n,): a row that counts twice moves as two
+# rows do.
+PARAMETRISATIONS: dict[str, Callable[[Tensor], Parametrisation]] = {
+    "mirror": _mirror,
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skbilevel.numerics.weighted_problem import WeightedProblem
 from skbilevel.solvers.result import SolverResult
-from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record, equal
+from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record
 from skbilevel.solvers.weighted_newton import Minimum, adjoint, minimum
 
 # Weighted standard deviation of a step of log w that is safe, and how far it may grow.
@@ -34,7 +34,7 @@ def exact_descent(
     on_step : callable, optional
         ``on_step(history) -> stop`` after every iteration.
     a : Tensor of shape (n,), optional
-        Where to start; equal weights by default.
+        Where to start; 0 by default, equal weights.
 
     Returns
     -------
@@ -43,7 +43,9 @@ def exact_descent(
         effective sample size of every iterate, from the start on.
     """
     inner = Minimum(torch.zeros(problem.n_parameters, dtype=torch.float64))
-    at = _iterate(problem, form, equal(problem, form) if a is None else a, inner)
+    at = _iterate(
+        problem, form, torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a, inner
+    )
     record, reach, solved = Record(problem, on_step), 1.0, at.inner.converged
     for _ in range(settings.n_iter):
         if record(at.inner.theta, at.weights):

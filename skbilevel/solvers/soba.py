@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skbilevel.numerics.weighted_problem import WeightedProblem
 from skbilevel.solvers.result import SolverResult
-from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record, equal
+from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record
 
 
 def soba(
@@ -30,7 +30,7 @@ def soba(
     on_step : callable, optional
         ``on_step(history) -> stop`` after every iteration.
     a : Tensor of shape (n,), optional
-        Where the weights start; equal by default.
+        Where the weights start; 0 by default, where they are equal.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def soba(
         ``inner`` is theta, ``outer`` the weights; ``history`` has target loss, entropy and
         effective sample size after every iteration.
     """
-    a = equal(problem, form) if a is None else a
+    a = torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a
     theta = torch.zeros(problem.n_parameters, dtype=torch.float64)
     v = torch.zeros_like(theta)
     record, weights, rho = Record(problem, on_step), form.weights(a), settings.inner_rate

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skbilevel.numerics.weighted_problem import WeightedProblem
 from skbilevel.solvers.result import SolverResult
-from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record, equal
+from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, Record
 from skbilevel.solvers.weighted_newton import Minimum, adjoint
 
 
@@ -33,7 +33,7 @@ def warm_started(
     on_step : callable, optional
         ``on_step(history) -> stop`` after every iteration.
     a : Tensor of shape (n,), optional
-        Where the weights start; equal by default.
+        Where the weights start; 0 by default, where they are equal.
     theta : Tensor of shape (p,), optional
         Where the parameters start; 0 by default.
 
@@ -43,7 +43,7 @@ def warm_started(
         ``inner`` is theta, ``outer`` the weights; ``history`` has target loss, entropy and
         effective sample size after every iteration.
     """
-    a = equal(problem, form) if a is None else a
+    a = torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a
     zero = torch.zeros(problem.n_parameters, dtype=torch.float64)
     inner = Minimum(zero if theta is None else theta)
     record, weights = Record(problem, on_step), form.weights(a)

@@ -17,10 +17,6 @@ MONITORED = ("target_loss", "entropy", "effective_sample_size")
 class Parametrisation(Protocol):
     """Weights made of one number a for each row."""
 
-    @property
-    def start(self) -> float:
-        """a of weights that are all equal."""
-
     def weights(self, a: Tensor) -> Tensor:
         """w, (n,)."""
 
@@ -71,8 +67,3 @@ class Record:
         """Theta and weights where the descent has ended."""
         n_iter = len(self.history["entropy"])
         return SolverResult(theta, weights, self.history, n_iter, converged)
-
-
-def equal(problem: WeightedProblem, form: Parametrisation) -> Tensor:
-    """a of equal weights, (n,)."""
-    return torch.full((problem.n_rows,), form.start, dtype=torch.float64)

@@ -153,12 +153,25 @@ def test_derivative_in_few_parameters_follows_by_the_chain_rule(make, kind):
 @pytest.mark.parametrize("name", PARAMETRISATIONS)
 def test_direction_of_weights_of_every_row(name):
     """The derivative in a, but for mirror descent, which moves along g itself."""
-    form = PARAMETRISATIONS[name]
+    form = PARAMETRISATIONS[name](torch.ones(6, dtype=torch.float64))
     a = torch.from_numpy(np.random.default_rng(0).normal(size=6)).requires_grad_()
     g = torch.from_numpy(np.random.default_rng(1).normal(size=6))
     (expected,) = torch.autograd.grad(form.weights(a) @ g, a)
     expected = g if name == "mirror" else expected
     assert_allclose(form.direction(a.detach(), g), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_row_that_counts_twice_is_two_rows(name):
+    counts = torch.tensor([1.0, 2.0, 1.0, 3.0]).double()
+    of = torch.repeat_interleave(torch.arange(4), counts.long())
+    once = PARAMETRISATIONS[name](counts)
+    repeated = PARAMETRISATIONS[name](torch.ones(7, dtype=torch.float64))
+    a, g = (torch.from_numpy(np.random.default_rng(s).normal(size=4)) for s in (2, 3))
+    weights = torch.zeros(4).double().index_add(0, of, repeated.weights(a[of]))
+    assert_allclose(once.weights(a), weights, rtol=1e-12)
+    assert_allclose(once.direction(a, g)[of], repeated.direction(a[of], g[of]), rtol=1e-12)
+    assert np.ptp(weights.numpy()) > 0.05
 
 
 def test_gate_is_bounded_by_rows_of_certain_use_and_log_linear_is_not():
