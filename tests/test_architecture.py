@@ -33,12 +33,20 @@ ALLOWED = {
     **dict.fromkeys(NUMPY_ONLY, NUMPY_ONLY),
     "_sklearn": set(),
     "imputer_checks": NUMPY_ONLY,
+    "model_selection": set(),
     "testing": {"", "__all__", "imputer_checks"},
     "io": {"", "__version__"},
     "__init__": set(),
 }
 TORCH_ONLY = {"numerics", "models", "objectives", "solvers"}
-TORCH_FREE = NUMPY_ONLY | {"_sklearn", "imputer_checks", "testing", "io", "__init__"}
+TORCH_FREE = NUMPY_ONLY | {
+    "_sklearn",
+    "imputer_checks",
+    "io",
+    "model_selection",
+    "testing",
+    "__init__",
+}
 GENERATORS = (
     "numpy.random",
     "random",
