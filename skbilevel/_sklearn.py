@@ -17,6 +17,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import (
     _check_feature_names_in,
+    _check_sample_weight,
     check_is_fitted,
     column_or_1d,
     validate_data,
@@ -34,6 +35,7 @@ __all__ = [
     "Parallel",
     "StrOptions",
     "check_is_fitted",
+    "check_sample_weight",
     "column_or_1d",
     "delayed",
     "fit_method",
@@ -72,6 +74,14 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_LIBRARIES):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def check_sample_weight(sample_weight: Any, X: Any, name: str = "sample_weight") -> Any:
+    """Non-negative float64 weights of the rows, (n,), that are not all zero."""
+    try:
+        return _check_sample_weight(sample_weight, X, dtype=float, ensure_non_negative=True)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def input_feature_names(estimator: Any, input_features: Any) -> Any:

@@ -13,112 +13,99 @@ import numpy as np
 import torch
 
 from skbilevel.estimators.label_graph import LabelGraph, label_graph
-from skbilevel.estimators.linear_proxy import Sample, best_ridge, fitted, margins
-from skbilevel.objectives.linear_loss import CROSS_ENTROPY
-from skbilevel.objectives.reweighting import divergence, gate, reweighted_linear
+from skbilevel.estimators.linear_proxy import best_ridge, fitted, margins, random_folds
+from skbilevel.estimators.weight_task import Task, WeightFit
+from skbilevel.objectives.reweighting import gate
 from skbilevel.solvers.parametric_weights import Fold, parametric_weights
 
 # Folds of the target that judge, and those by which the reference's ridge is chosen.
 _N_FOLDS, _RIDGES, _RIDGE_FOLDS = 3, (1e-6, 1e-5, 1e-4, 1e-3), 3
 _FARTHEST = 4.0
-# Of the divergence from equal weights, in log k; and of phi.
+# Of the divergence from equal weights, in the loss of equal shares; and of phi.
 _KL, _PRECISION = 0.003, 1e-4
-_START, _BOUNDS = (-1.0, 1.0, 1.0), ((-12.0, 12.0), (-8.0, 8.0), (-8.0, 8.0))
-_MAX_ITER = 5
+_START, _BOUNDS, _MAX_ITER = (-1.0, 1.0, 1.0), ((-12.0, 12.0), (-8.0, 8.0), (-8.0, 8.0)), 5
 
 
-@dataclass(frozen=True)
-class GateFit:
-    """What a gate has learnt.
-
-    Attributes
-    ----------
-    weights : ndarray of shape (n,)
-        With sum 1.
-    phi : ndarray of shape (3,)
-        Of a constant, the margin of the reference, and that of neighbours.
-    history : dict of str to list of float
-    """
-
-    weights: np.ndarray
-    phi: np.ndarray
-    history: dict[str, list[float]]
-
-
-def fit_label_gate(
-    train: Sample, target: Sample, ridge: float, rng: np.random.RandomState
-) -> GateFit:
-    """Learn the weights of training rows for the sake of target rows.
-
-    Parameters
-    ----------
-    train, target : Sample
-        With one column a class.
-    ridge : float
-        Of the model that is to be trained with the weights.
-    rng : RandomState
-    """
-    folds = np.array_split(rng.permutation(len(target.X)), min(_N_FOLDS, len(target.X)))
-    graph = label_graph(train.X[:, :-1], target.X[:, :-1], rng)
-    own = best_ridge(target, CROSS_ENTROPY, _RIDGES, _judges(len(target.X), rng))
-    whole = _features(train, target, np.arange(len(target.X)), graph, own)
-    uniform = torch.full((len(train.X),), 1 / len(train.X), dtype=torch.float64)
-    strength = _KL * np.log(train.Y.shape[1])
-
-    def penalty(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        value, slope = divergence(weights, uniform)
-        return strength * value, strength * slope
-
+def fit_label_gate(task: Task) -> WeightFit:
+    """Learn the weights of training rows from the margins of their labels."""
+    rng, n_target = task.rng(), task.target.n_rows
+    folds = random_folds(n_target, _N_FOLDS, rng)
+    graph = label_graph(task.features(task.train), task.features(task.target), rng)
+    ridge_folds = random_folds(n_target, _RIDGE_FOLDS, rng)
+    margin = Margins(task, graph, best_ridge(task.target, task.loss, _RIDGES, ridge_folds))
+    prior = torch.from_numpy(task.train.shares)
     found = parametric_weights(
-        [_fold(train, target, fold, graph, own, ridge) for fold in folds],
-        penalty,
+        [_fold(task, margin, fold, prior) for fold in folds],
+        task.penalty(_KL if task.kl is None else task.kl),
         np.array(_START),
         bounds=_BOUNDS,
         precision=_PRECISION,
         max_iter=_MAX_ITER,
     )
-    weights = gate(whole, torch.from_numpy(found.outer)).value.numpy()
-    return GateFit(weights, found.outer, found.history)
+    whole = margin.seen(np.arange(n_target))
+    features, units = standardised(whole.margins)
+    weights = gate(torch.from_numpy(features), torch.from_numpy(found.outer), prior).value.numpy()
+    use = torch.from_numpy(features @ found.outer).sigmoid().numpy()
+    rule = {
+        "kind": "label_gate",
+        "log_level": float(np.log(task.train.shares @ use)),
+        "phi": found.outer,
+        "units": units,
+        "theta": whole.theta,
+        "nodes": np.vstack([task.features(task.train), task.features(task.target)]),
+        "told": graph.of_all_labels(task.train.Y, task.target.Y),
+        "scale": graph.scale,
+    }
+    return WeightFit(weights, found.outer, found.history, rule)
 
 
-def _judges(n_rows: int, rng: np.random.RandomState) -> list[np.ndarray]:
-    return np.array_split(rng.permutation(n_rows), min(_RIDGE_FOLDS, n_rows))
+@dataclass(frozen=True)
+class _Seen:
+    """Margins of all training rows, (n, 2), by some target rows, and the model of these, (p, k)."""
+
+    margins: np.ndarray
+    theta: np.ndarray
 
 
-def _fold(
-    train: Sample,
-    target: Sample,
-    fold: np.ndarray,
-    graph: LabelGraph,
-    own: float,
-    ridge: float,
-) -> Fold:
-    seen = np.setdiff1d(np.arange(len(target.X)), fold)
-    features = _features(train, target, seen, graph, own)
-    X, Y, X_target, Y_target = map(
-        torch.from_numpy, (train.X, train.Y, target.X[fold], target.Y[fold])
-    )
-    problem = reweighted_linear(X, Y, X_target, Y_target, CROSS_ENTROPY, ridge)
-    return Fold(problem, lambda phi: gate(features, phi))
+@dataclass(frozen=True)
+class Margins:
+    """Makes the margins of training rows.
+
+    Attributes
+    ----------
+    task : Task
+    graph : LabelGraph
+    ridge : float
+        Of the model of target rows.
+    """
+
+    task: Task
+    graph: LabelGraph
+    ridge: float
+
+    def seen(self, index: np.ndarray) -> _Seen:
+        """From these target rows alone."""
+        train, target = self.task.train, self.task.target
+        theta = fitted(target.at(index), self.task.loss, self.ridge)
+        labels = np.zeros_like(target.Y)
+        labels[index] = target.Y[index]
+        by_neighbours = self.graph.margins(train.Y, labels)
+        return _Seen(np.column_stack([margins(train, theta), by_neighbours]), theta)
 
 
-def _features(
-    train: Sample, target: Sample, seen: np.ndarray, graph: LabelGraph, ridge: float
-) -> torch.Tensor:
-    """A constant and both margins, about standardised, (n, 3), from these target rows alone."""
-    reference = fitted(target.at(seen), CROSS_ENTROPY, ridge)
-    labels = np.zeros_like(target.Y)
-    labels[seen] = target.Y[seen]
-    each = np.column_stack([margins(train, reference), graph.margins(train.Y, labels)])
-    scale = each.std(axis=0)
-    standard = (each - each.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
-    ones = np.ones((len(each), 1))
-    return torch.from_numpy(np.hstack([ones, np.clip(standard, -_FARTHEST, _FARTHEST)]))
+def standardised(
+    each: np.ndarray, units: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A constant and both margins (n, 2) in units (2, 2) of mean and deviation, cut at four; by
+    default units are their own."""
+    if units is None:
+        scale = each.std(axis=0)
+        units = np.stack([each.mean(axis=0), np.where(scale > 0, scale, 1.0)])
+    standard = np.clip((each - units[0]) / units[1], -_FARTHEST, _FARTHEST)
+    return np.column_stack([np.ones(len(each)), standard]), units
 
 
-def with_target(weights: np.ndarray, n_target: int) -> np.ndarray:
-    """Weights of training and target rows together, with sum 1: a target row counts as one of so
-    many training rows as their effective sample size says there are."""
-    size = 1 / np.square(weights).sum()
-    pooled = np.concatenate([weights * size, np.ones(n_target)])
-    return pooled / pooled.sum()
+def _fold(task: Task, margin: Margins, fold: np.ndarray, prior: torch.Tensor) -> Fold:
+    seen = np.setdiff1d(np.arange(task.target.n_rows), fold)
+    features = torch.from_numpy(standardised(margin.seen(seen).margins)[0])
+    return Fold(task.problem(task.target.at(fold)), lambda phi: gate(features, phi, prior))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,39 +17,70 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows (n, p) of a linear model, a constant column among them, and labels (n, k): numbers, or
-    one column a class."""
+    """Rows of a linear model.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, p)
+        With a constant column, if the model has one, as the last.
+    Y : ndarray of shape (n, k)
+        Numbers, or one column a class.
+    counts : ndarray of shape (n,)
+        How often each row occurs, positive.
+    """
 
     X: np.ndarray
     Y: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        """n."""
+        return len(self.X)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Counts that sum to 1, (n,)."""
+        return self.counts / self.counts.sum()
 
     def at(self, index: np.ndarray) -> Sample:
         """Some of the rows."""
-        return Sample(self.X[index], self.Y[index])
+        return Sample(self.X[index], self.Y[index], self.counts[index])
+
+    def without(self, index: np.ndarray) -> Sample:
+        """The other rows."""
+        return self.at(np.setdiff1d(np.arange(self.n_rows), index))
+
+    def weighted(self, weights: np.ndarray) -> Sample:
+        """The rows with other counts; those that weigh next to nothing are left out."""
+        counts = weights > _NOTHING * weights.max()
+        return replace(self.at(np.flatnonzero(counts)), counts=weights[counts])
 
     def with_rows(self, other: Sample) -> Sample:
         """These rows and others."""
-        return Sample(np.vstack([self.X, other.X]), np.vstack([self.Y, other.Y]))
+        pairs = ((self.X, other.X), (self.Y, other.Y), (self.counts, other.counts))
+        return Sample(*map(np.concatenate, pairs))
+
+
+# Rows that weigh less than that of the heaviest take as long as others, and longer: products of
+# denormal numbers are slow.
+_NOTHING = 1e-9
 
 
 def fitted(
     sample: Sample,
     loss: LinearLoss,
     ridge: float,
-    weights: np.ndarray | None = None,
     start: np.ndarray | None = None,
+    tol: float = _TOLERANCE,
 ) -> np.ndarray:
-    """theta*(w), (p, k), for weights that sum to 1; equal ones by default."""
-    n_rows, p, k = len(sample.X), sample.X.shape[1], sample.Y.shape[1]
-    w = np.full(n_rows, 1 / n_rows) if weights is None else weights
-    # Rows that weigh next to nothing take as long as others.
-    counts = w > 1e-9 * w.max()
-    X, Y = _tensors(sample.X[counts], sample.Y[counts])
-    problem = WeightedLinear(X, Y, loss, ridge)
+    """theta*(w), (p, k), with w the shares of the rows."""
+    p, k = sample.X.shape[1], sample.Y.shape[1]
+    X, Y, shares = _tensors(sample.X, sample.Y, sample.shares)
     theta = torch.zeros(p * k, dtype=torch.float64)
     if start is not None:
         theta = torch.from_numpy(start.ravel())
-    found = minimum(problem, torch.from_numpy(w[counts]), Minimum(theta), tol=_TOLERANCE)
+    found = minimum(WeightedLinear(X, Y, loss, ridge), shares, Minimum(theta), tol=tol)
     return found.theta.numpy().reshape(p, k)
 
 
@@ -66,21 +97,24 @@ def margins(sample: Sample, theta: np.ndarray) -> np.ndarray:
     return own - np.where(sample.Y > 0, -np.inf, outputs).max(axis=1)
 
 
+def random_folds(n_rows: int, n_folds: int, rng: np.random.RandomState) -> list[np.ndarray]:
+    """Indices of rows that are held out together; as many folds as rows if these are fewer."""
+    n_folds, order = min(n_folds, n_rows), rng.permutation(n_rows)
+    return [order[fold::n_folds] for fold in range(n_folds)]
+
+
 def best_ridge(
     sample: Sample, loss: LinearLoss, ridges: Sequence[float], folds: Iterable[np.ndarray]
 ) -> float:
-    """Of these, the one with the least loss on rows that a fit has not seen.
-
-    ``folds`` are indices of rows that are held out together.
-    """
+    """Of these, the one with the least loss on folds that a fit has not seen."""
     total = np.zeros(len(ridges))
     for fold in folds:
-        seen, unseen = sample.at(np.setdiff1d(np.arange(len(sample.X)), fold)), sample.at(fold)
+        seen, unseen = sample.without(fold), sample.at(fold)
         theta = None
         # From the strongest to the weakest each is near the next.
         for number in np.argsort(ridges)[::-1]:
-            theta = fitted(seen, loss, ridges[number], start=theta)
-            total[number] += losses(unseen, theta, loss).sum()
+            theta = fitted(seen, loss, ridges[number], theta)
+            total[number] += unseen.counts @ losses(unseen, theta, loss)
     return ridges[int(total.argmin())]
 
 

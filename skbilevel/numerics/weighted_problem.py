@@ -31,6 +31,10 @@ class WeightedPoint(Protocol):
 class InnerProblem(Protocol):
     """A weighted objective."""
 
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether it is one in theta, with `WeightedPoint.shared_matrix` as its whole Hessian."""
+
     def at(self, theta: Tensor) -> WeightedPoint:
         """It at theta."""
 

@@ -72,6 +72,11 @@ class WeightedLinear:
         """p k."""
         return self.X.shape[1] * self.Y.shape[1]
 
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether its loss is."""
+        return self.loss.is_quadratic
+
     def at(self, theta: Tensor) -> "Point":
         """What depends on theta alone."""
         return Point(self, theta)
@@ -103,6 +108,11 @@ class ReweightedLinear:
     def n_parameters(self) -> int:
         """p k."""
         return self.train.n_parameters
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether the loss of the training rows is."""
+        return self.train.is_quadratic
 
     def at(self, theta: Tensor) -> "Point":
         """The training rows at theta."""
@@ -276,11 +286,12 @@ def log_linear(features: Tensor, phi: Tensor, prior: Tensor | None = None) -> We
     return Weights(weights, lambda g: features.T @ softmax_pull(weights, g))
 
 
-def gate(features: Tensor, phi: Tensor) -> Weights:
-    """w proportional to sigma(features @ phi): the probability that a row is of use, from features
-    (n, q). No weight exceeds that of a row which is of use for certain."""
+def gate(features: Tensor, phi: Tensor, prior: Tensor | None = None) -> Weights:
+    """w proportional to ``prior * sigma(features @ phi)``: the probability that a row is of use,
+    from features (n, q). No weight exceeds that of a row which is of use for certain."""
     a = features @ phi
-    weights = torch.nn.functional.logsigmoid(a).softmax(dim=0)
+    log_shares = torch.nn.functional.logsigmoid(a)
+    weights = (log_shares if prior is None else log_shares + prior.log()).softmax(dim=0)
     return Weights(weights, lambda g: features.T @ (softmax_pull(weights, g) * (-a).sigmoid()))
 
 

@@ -32,7 +32,7 @@ def exact_descent(
     form : Parametrisation
     settings : Descent
     on_step : callable, optional
-        ``on_step(history) -> stop`` after every iteration.
+        ``on_step(state) -> stop`` after every iteration.
     a : Tensor of shape (n,), optional
         Where to start; 0 by default, equal weights.
 

@@ -28,7 +28,7 @@ def soba(
     settings : Descent
         With an ``outer_rate``; theta and v share the ``inner_rate``.
     on_step : callable, optional
-        ``on_step(history) -> stop`` after every iteration.
+        ``on_step(state) -> stop`` after every iteration.
     a : Tensor of shape (n,), optional
         Where the weights start; 0 by default, where they are equal.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,8 +10,26 @@ from torch import Tensor
 from skbilevel.numerics.weighted_problem import WeightedProblem
 from skbilevel.solvers.result import SolverResult
 
-OnStep = Callable[[dict[str, list[float]]], bool]
 MONITORED = ("target_loss", "entropy", "effective_sample_size")
+
+
+class State(NamedTuple):
+    """Where a descent is.
+
+    Attributes
+    ----------
+    theta : Tensor of shape (p,)
+    weights : Tensor of shape (n,)
+    history : dict of str to list of float
+        Up to here.
+    """
+
+    theta: Tensor
+    weights: Tensor
+    history: dict[str, list[float]]
+
+
+OnStep = Callable[[State], bool]
 
 
 class Parametrisation(Protocol):
@@ -61,7 +79,7 @@ class Record:
         )
         for name, value in zip(MONITORED, told, strict=True):
             self.history[name].append(float(value))
-        return self._on_step is not None and self._on_step(self.history)
+        return self._on_step is not None and self._on_step(State(theta, weights, self.history))
 
     def result(self, theta: Tensor, weights: Tensor, converged: bool) -> SolverResult:
         """Theta and weights where the descent has ended."""

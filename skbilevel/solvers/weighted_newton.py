@@ -2,8 +2,8 @@
 
 Steps and systems are solved by conjugate gradients, preconditioned with a Cholesky factor of one
 block that all outputs of a linear model share. Where the objective is quadratic the block is
-exact, and one step of either does. Both are warm-started: weights that have moved little need
-little.
+the whole Hessian, so that neither iterates. Elsewhere both are warm-started: weights that have
+moved little need little.
 """
 
 from dataclasses import dataclass, replace
@@ -62,8 +62,12 @@ def minimum(
     Minimum
         ``converged`` says whether the tolerance was met.
     """
-    point = problem.at(start.theta)
-    scale = float(problem.at(torch.zeros_like(start.theta)).gradient(weights).norm())
+    origin = problem.at(torch.zeros_like(start.theta))
+    if problem.is_quadratic:
+        factor = _factor(origin, weights)
+        theta = -_back_substituted(factor, origin.gradient(weights))
+        return replace(start, theta=theta, factor=factor, converged=True)
+    point, scale = problem.at(start.theta), float(origin.gradient(weights).norm())
     factor = _factor(point, weights) if start.factor is None else start.factor
     gradient, length = _gradient(point, weights)
     for _ in range(_MOST_STEPS):
@@ -89,6 +93,8 @@ def adjoint(
     point = problem.at(at.theta)
     right = problem.target_gradient(at.theta)
     factor = _factor(point, weights) if at.factor is None else at.factor
+    if problem.is_quadratic:
+        return replace(at, adjoint=_back_substituted(factor, right), factor=factor)
     found = _solve(point, weights, right, factor, rtol=rtol, x0=at.adjoint)
     if found.n_iter > _MOST_PRODUCTS:
         factor = _factor(point, weights)
@@ -101,9 +107,18 @@ def _gradient(point: WeightedPoint, weights: Tensor) -> tuple[Tensor, float]:
 
 
 def _factor(point: WeightedPoint, weights: Tensor) -> Tensor:
+    """Cholesky factor of the shared block, which gets a ridge only if rounding demands one."""
     matrix = point.shared_matrix(weights)
-    matrix.diagonal().add_(_JITTER * float(matrix.diagonal().max()))
-    return torch.linalg.cholesky(matrix)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        matrix.diagonal().add_(_JITTER * float(matrix.diagonal().max()))
+        factor = torch.linalg.cholesky(matrix)
+    return factor
+
+
+def _back_substituted(factor: Tensor, right: Tensor) -> Tensor:
+    """The solution for all outputs, (p k,), with a factor of the block that they share."""
+    return torch.cholesky_solve(right.view(len(factor), -1), factor).reshape(-1)
 
 
 def _solve(
@@ -115,14 +130,11 @@ def _solve(
     rtol: float,
     x0: Tensor | None = None,
 ) -> LinearSolve:
-    def preconditioned(r: Tensor) -> Tensor:
-        return torch.cholesky_solve(r.view(len(factor), -1), factor).reshape(-1)
-
     return conjugate_gradient(
         lambda v: point.product(weights, v),
         right,
         x0=x0,
-        preconditioner=preconditioned,
+        preconditioner=lambda r: _back_substituted(factor, r),
         rtol=rtol,
         max_iter=_LIMIT,
     )

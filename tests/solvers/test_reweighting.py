@@ -134,8 +134,8 @@ def test_soba_is_the_published_recursion(kind):
 def test_history_is_that_of_the_weights_and_callbacks_stop(solver):
     seen = []
 
-    def stop(history):
-        seen.append({name: values[-1] for name, values in history.items()})
+    def stop(state):
+        seen.append({name: values[-1] for name, values in state.history.items()})
         return len(seen) == 4
 
     problem = problem_of("squared", data())

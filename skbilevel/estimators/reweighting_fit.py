@@ -1,0 +1,225 @@
+"""From checked rows to a task for weights, and from weights to what an estimator keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from skbilevel.estimators.linear_head import Units, units_of
+from skbilevel.estimators.linear_proxy import Sample
+from skbilevel.estimators.reweighting_rows import Rows, in_order
+from skbilevel.estimators.weight_choice import difference, log_relative
+from skbilevel.estimators.weight_learning import Learnt
+from skbilevel.estimators.weight_rules import log_weights
+from skbilevel.estimators.weight_task import Task, size
+from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
+
+_KMEANS_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups of training rows: sources that a user has named, or clusters.
+
+    Attributes
+    ----------
+    sources : ndarray of shape (g,) or None
+        Sorted names.
+    centers : ndarray of shape (g, d) or None
+        Of clusters, in the units of the linear model.
+    """
+
+    sources: np.ndarray | None
+    centers: np.ndarray | None
+
+    def codes(self, features: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """Numbers of the groups of rows (b, d) with names (b,); -1 for one that is not known."""
+        if self.centers is not None:
+            distances = np.square(features[:, np.newaxis] - self.centers).sum(axis=2)
+            return distances.argmin(axis=1)
+        if self.sources is None or groups is None:
+            return np.full(len(features), -1)
+        place = np.searchsorted(self.sources, groups).clip(max=len(self.sources) - 1)
+        return np.where(self.sources[place] == groups, place, -1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows before a linear model, in an order that does not depend on how they came.
+
+    Attributes
+    ----------
+    rows : Rows
+    units : Units
+    classes : ndarray or None
+    train, target : ndarray of int
+        Positions of rows that count.
+    grouping : Grouping
+    task : Task
+    """
+
+    rows: Rows
+    units: Units
+    classes: np.ndarray | None
+    train: np.ndarray
+    target: np.ndarray
+    grouping: Grouping
+    task: Task
+
+
+def problem_of(rows: Rows, classes: np.ndarray | None, estimator: Any, seed: int) -> Problem:
+    """Put training and target rows before the linear model that an estimator asks for."""
+    order = in_order(rows.X, rows.y, seed)
+    train, target = order[np.isin(order, rows.train)], order[np.isin(order, rows.target)]
+    used = np.concatenate([train, target])
+    units = units_of(
+        rows.X[used],
+        rows.y[used] if classes is None else None,
+        rows.counts[used] / rows.counts[used].sum(),
+        estimator.standardize,
+        estimator.fit_intercept,
+    )
+    samples = [
+        sample_of(rows.X[part], rows.y[part], rows.counts[part], units, classes)
+        for part in (train, target)
+    ]
+    seed %= 2**32
+    features = samples[0].X[:, : rows.X.shape[1]]
+    names = None if rows.groups is None else rows.groups[train]
+    grouping = _grouping(estimator, features, samples[0].counts, names, seed)
+    task = Task(
+        *samples,
+        SQUARED if classes is None else CROSS_ENTROPY,
+        ridge=estimator._inner_ridge,
+        has_constant=bool(units.constant),
+        groups=grouping.codes(features, names),
+        kl=None if estimator.kl == "auto" else float(estimator.kl),
+        seed=seed,
+    )
+    return Problem(rows, units, classes, train, target, grouping, task)
+
+
+def sample_of(
+    X: np.ndarray, y: np.ndarray, counts: np.ndarray, units: Units, classes: np.ndarray | None
+) -> Sample:
+    """Rows (n, d), numbers or classes (n,) and counts (n,), as a linear model sees them."""
+    if classes is None:
+        return Sample(units.rows(X), units.numbers(y), counts)
+    return Sample(units.rows(X), np.equal.outer(y, classes).astype(float), counts)
+
+
+def _grouping(
+    estimator: Any,
+    features: np.ndarray,
+    counts: np.ndarray,
+    names: np.ndarray | None,
+    seed: int,
+) -> Grouping:
+    if estimator.weighting not in ("auto", "group"):
+        return Grouping(None, None)
+    if names is not None:
+        return Grouping(np.unique(names), None)
+    n_groups = min(estimator.n_groups, len(np.unique(features, axis=0)))
+    clusters = KMeans(n_groups, n_init=_KMEANS_STARTS, random_state=seed)
+    return Grouping(None, clusters.fit(features, sample_weight=counts).cluster_centers_)
+
+
+def final_weights_of(problem: Problem, learnt: Learnt, with_target: bool) -> np.ndarray:
+    """Weights of all rows for the final fit, (N,)."""
+    weights = np.zeros(len(problem.rows.X))
+    n_train = len(problem.train)
+    weights[problem.train] = learnt.mixture.weights[:n_train]
+    if with_target:
+        weights[problem.target] = learnt.mixture.weights[n_train:]
+    return weights
+
+
+def learnt_attributes(problem: Problem, learnt: Learnt) -> dict[str, Any]:
+    """What is told of the weights."""
+    rows, n_given = problem.rows, problem.rows.n_given
+    weights = final_weights_of(problem, learnt, with_target=False)[:n_given]
+    total = weights.sum()
+    weights = weights / (total or 1.0)
+    histories = {family.name: family.fit.history for family in learnt.families}
+    is_mixture = len(learnt.families) > 1
+    return {
+        "weights_": weights,
+        **spread(weights, rows.counts[:n_given]),
+        "l2_": learnt.mixture.ridge,
+        "selected_": learnt.selected.name,
+        "mixture_": {
+            family.name: float(share)
+            for family, share in zip(learnt.families, learnt.mixture.shares, strict=True)
+        },
+        "shift_detected_": learnt.mixture.is_shifted if is_mixture else None,
+        "weight_params_": {family.name: family.fit.phi for family in learnt.families},
+        "history_": histories if is_mixture else learnt.families[0].fit.history,
+        "cv_results_": cv_results(problem.task, learnt),
+        "n_iter_": max(1, len(next(iter(learnt.selected.fit.history.values()), []))),
+        "_rule": _rule(problem, learnt),
+    }
+
+
+def spread(weights: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Entropy in nats and effective sample size of weights (n,) that sum to 1, as if each
+    occurrence of a row were a row; 0 without any weight."""
+    some = weights > 0
+    if not some.any():
+        return {"entropy_": 0.0, "effective_sample_size_": 0.0}
+    w, c = weights[some], counts[some]
+    return {"entropy_": float(-w @ np.log(w / c)), "effective_sample_size_": size(w, c)}
+
+
+def cv_results(task: Task, learnt: Learnt) -> dict[str, Any]:
+    """How each family did on target rows that it had not seen."""
+    counts = task.target.counts
+    by_name = {family.name: family.losses for family in learnt.families}
+    table: dict[str, Any] = {
+        "family": list(by_name),
+        "l2": np.array([family.ridge for family in learnt.families]),
+        "share": learnt.mixture.shares,
+        "mean_target_loss": np.array([counts @ each for each in by_name.values()]) / counts.sum(),
+    }
+    for name in ("uniform", "target"):
+        if name in by_name and len(by_name) > 1:
+            gaps = [difference(each, by_name[name], counts) for each in by_name.values()]
+            table[f"difference_to_{name}"], table[f"stderr_to_{name}"] = np.array(gaps).T
+    return table
+
+
+def _rule(problem: Problem, learnt: Learnt) -> dict[str, Any]:
+    """What tells the weights of other rows."""
+    train, families = problem.task.train, learnt.families
+    counts = np.concatenate([train.counts, problem.task.target.counts])
+    logs = np.stack([log_relative(family.weights / counts) for family in families])
+    mixed = np.exp(learnt.mixture.shares @ logs)[: train.n_rows]
+    return {
+        "shares": learnt.mixture.shares,
+        "names": [family.name for family in families],
+        "rules": [family.fit.rule for family in families],
+        # Occurrences of an average training row, and of the row that occurs most.
+        "levels": np.array([f.weights[: train.n_rows].sum() / train.counts.sum() for f in families]),
+        "tops": np.array([(family.weights / counts).max() for family in families]),
+        "level": float(train.shares @ mixed),
+        "units": vars(problem.units),
+        "grouping": vars(problem.grouping),
+    }
+
+
+def weights_by_rule(rule: dict[str, Any], rows: Sample, groups: np.ndarray | None) -> np.ndarray:
+    """Weights of rows in units of that of an average training row, (b,)."""
+    d = len(rule["units"]["scale"])
+    codes = Grouping(**rule["grouping"]).codes(rows.X[:, :d], groups)
+    each = []
+    for name, parts in zip(rule["names"], rule["rules"], strict=True):
+        # Families without a rule: one free weight for each row does not carry over.
+        log = log_weights(parts, rows, rows.X[:, :d], codes) if parts else np.zeros(len(rows.X))
+        each.append(np.zeros(len(rows.X)) if name == "target" else np.exp(log))
+    if rule["shares"].max() == 1:
+        return each[int(rule["shares"].argmax())]
+    occurrences = rule["levels"][:, np.newaxis] * np.stack(each)
+    logs = [log_relative(row, top) for row, top in zip(occurrences, rule["tops"], strict=True)]
+    return np.exp(rule["shares"] @ np.stack(logs)) / rule["level"]

@@ -1,0 +1,122 @@
+"""What weights are learnt from, and what is learnt: the types that all families share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from skbilevel.estimators.linear_proxy import Sample, fitted, losses
+from skbilevel.objectives.linear_loss import LinearLoss
+from skbilevel.objectives.reweighting import ReweightedLinear, divergence, reweighted_linear
+from skbilevel.solvers.parametric_weights import Penalty
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training rows, and a sample of the distribution that matters.
+
+    Attributes
+    ----------
+    train, target : Sample
+    loss : LinearLoss
+    ridge : float
+        Of the inner problem.
+    has_constant : bool
+        Whether the last column of X is one.
+    groups : ndarray of shape (n,), int
+        Of the training rows.
+    kl : float or None
+        Strength of the divergence from equal weights; None is for what each family chooses.
+    seed : int
+    """
+
+    train: Sample
+    target: Sample
+    loss: LinearLoss
+    ridge: float
+    has_constant: bool
+    groups: np.ndarray
+    kl: float | None
+    seed: int
+
+    def features(self, sample: Sample) -> np.ndarray:
+        """Rows without the constant."""
+        return sample.X[:, :-1] if self.has_constant else sample.X
+
+    def judged_by_others(self, index: np.ndarray) -> Task:
+        """Without these target rows."""
+        return replace(self, target=self.target.without(index))
+
+    def problem(self, judges: Sample) -> ReweightedLinear:
+        """With these rows as the target."""
+        arrays = (self.train.X, self.train.Y, judges.X, judges.Y, judges.shares)
+        X, Y, X_target, Y_target, shares = map(torch.from_numpy, arrays)
+        return reweighted_linear(X, Y, X_target, Y_target, self.loss, self.ridge, shares)
+
+    def penalty(self, strength: float) -> Penalty:
+        """The divergence from equal weights, so many times the loss of one who knows nothing."""
+        prior, strength = torch.from_numpy(self.train.shares), strength * self.unit
+
+        def penalty(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            value, slope = divergence(weights, prior)
+            return strength * value, strength * slope
+
+        return penalty
+
+    @cached_property
+    def unit(self) -> float:
+        """Of classes, the loss of equal shares; of numbers, that of the target rows under a model
+        of all training rows."""
+        if not self.loss.is_quadratic:
+            return float(np.log(self.train.Y.shape[1]))
+        theta = fitted(self.train, self.loss, self.ridge)
+        return float(self.target.shares @ losses(self.target, theta, self.loss))
+
+    def rng(self) -> np.random.RandomState:
+        """A generator that starts alike for whoever asks, so that families do not depend on which
+        others are tried."""
+        return np.random.RandomState(self.seed)
+
+
+@dataclass(frozen=True)
+class WeightFit:
+    """Weights that have been learnt.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n,)
+        Of the training rows, with sum 1; or 0, if only target rows are to count.
+    phi : ndarray of shape (q,)
+        What they are made of, if they are made of little.
+    history : dict of str to list of float
+    rule : dict
+        What tells the weight of a row that has not been seen: arrays and numbers.
+    theta : ndarray of shape (p, k) or None
+        Of a solver that moves it along with the weights.
+    """
+
+    weights: np.ndarray
+    phi: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    history: dict[str, list[float]] = field(default_factory=dict)
+    rule: dict[str, Any] = field(default_factory=dict)
+    theta: np.ndarray | None = None
+
+
+def size(weights: np.ndarray, counts: np.ndarray) -> float:
+    """Kish's effective sample size of weights (n,) of rows that occur so many times each, as if
+    every occurrence were a row of its own."""
+    return float(weights.sum() ** 2 / np.sum(np.square(weights) / counts))
+
+
+def pooled(weights: np.ndarray, train: Sample, target: Sample) -> np.ndarray:
+    """Weights of training and target rows together, (n + m,), in occurrences of a row.
+
+    Training rows count as many as their effective sample size, and each target row once.
+    """
+    if not weights.any():
+        return np.concatenate([weights, target.counts])
+    return np.concatenate([weights * size(weights, train.counts), target.counts])
