@@ -17,8 +17,10 @@ _ESTIMATORS = {
     "GaussianImputer": "skbilevel.estimators.gaussian",
     "MIWAEImputer": "skbilevel.estimators.miwae",
     "NotMIWAEImputer": "skbilevel.estimators.not_miwae",
+    "ReweightingClassifier": "skbilevel.estimators.reweighting",
+    "ReweightingRegressor": "skbilevel.estimators.reweighting",
 }
-_MODULES = ("amputation", "datasets", "io", "metrics", "testing")
+_MODULES = ("amputation", "datasets", "io", "metrics", "model_selection", "testing")
 
 __all__ = ["__version__", *_ESTIMATORS, *_MODULES]
 

@@ -2,6 +2,7 @@ from skbilevel import amputation as amputation
 from skbilevel import datasets as datasets
 from skbilevel import io as io
 from skbilevel import metrics as metrics
+from skbilevel import model_selection as model_selection
 from skbilevel import testing as testing
 from skbilevel.estimators.bilevel import BilevelImputer as BilevelImputer
 from skbilevel.estimators.bilevel_predictors import BilevelClassifier as BilevelClassifier
@@ -9,6 +10,8 @@ from skbilevel.estimators.bilevel_predictors import BilevelRegressor as BilevelR
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
 from skbilevel.estimators.miwae import MIWAEImputer as MIWAEImputer
 from skbilevel.estimators.not_miwae import NotMIWAEImputer as NotMIWAEImputer
+from skbilevel.estimators.reweighting import ReweightingClassifier as ReweightingClassifier
+from skbilevel.estimators.reweighting import ReweightingRegressor as ReweightingRegressor
 
 __version__: str
 __all__ = [
@@ -18,10 +21,13 @@ __all__ = [
     "GaussianImputer",
     "MIWAEImputer",
     "NotMIWAEImputer",
+    "ReweightingClassifier",
+    "ReweightingRegressor",
     "__version__",
     "amputation",
     "datasets",
     "io",
     "metrics",
+    "model_selection",
     "testing",
 ]

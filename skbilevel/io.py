@@ -22,7 +22,12 @@ TRUSTED_TYPES = (
     "skbilevel.estimators.gaussian.GaussianImputer",
     "skbilevel.estimators.miwae.MIWAEImputer",
     "skbilevel.estimators.not_miwae.NotMIWAEImputer",
+    "skbilevel.estimators.linear_head.RidgeHead",
+    "skbilevel.estimators.linear_head.SoftmaxHead",
+    "skbilevel.estimators.reweighting.ReweightingClassifier",
+    "skbilevel.estimators.reweighting.ReweightingRegressor",
     "skbilevel.metrics.masked_scorer.MaskedScorer",
+    "skbilevel.model_selection.TargetKFold",
 )
 # A file of skops is a zip archive; it ignores members that it does not know.
 _VERSION_MEMBER = "skbilevel_version"

@@ -1,8 +1,8 @@
 """Weights that follow where a row is: the ratio of two densities, log-linear in the features.
 
 By proposition 1 of the paper the density ratio of target and training rows solves the bilevel
-problem where labels are drawn alike given features. Here it is learnt for the target's loss, not for the
-densities, so that directions in which they differ and which the model can do without cost nothing.
+problem where labels are drawn alike given features. Here it is learnt for the target's loss, not
+for the densities: directions in which these differ and the model does not care cost nothing.
 
 Reference: Ivanova and Ablin (2023), arXiv 2310.17386.
 """

@@ -1,8 +1,8 @@
-"""One free weight for each row: the problem of the paper, and its solution where it is to stop early.
+"""One free weight for each row: the problem of the paper, and where its solution is to stop.
 
 With more rows than parameters the best weights make the model that of the target rows alone. What
-training rows are worth is gained on the way there, so that the exact method stops where target rows
-which do not steer it are predicted best.
+training rows are worth is gained on the way there, so that the exact method stops where target
+rows which do not steer it are predicted best.
 
 Reference: Ivanova and Ablin (2023), arXiv 2310.17386.
 """
@@ -29,7 +29,10 @@ SOLVERS: dict[str, Callable] = {
     "warm_started": warm_started,
     "soba": soba,
 }
-_N_FOLDS, _MAX_ITER = 5, 30
+# Held-out rows are not watched further where so many steps have gained nothing.
+_N_FOLDS, _PATIENCE = 3, 8
+# Steps are many and small beside what target rows are off by: inner problems need not be exact.
+_SETTINGS = Descent(30, tol=1e-4)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Algorithm:
 
     solver: str = "exact"
     parametrisation: str = "mirror"
-    settings: Descent = Descent(_MAX_ITER)
+    settings: Descent = _SETTINGS
 
     def stopped_at(self, n_iter: int) -> Algorithm:
         """The same for so many steps."""
@@ -67,9 +70,10 @@ def stopping_time(task: Task, algorithm: Algorithm = Algorithm()) -> int:
 
         def watch(state: State, judges: Any = judges, path: list[float] = path) -> bool:
             path.append(float(judges.target_loss(state.theta)))
-            return False
+            return len(path) - path.index(min(path)) > _PATIENCE
 
         fit_free(task.judged_by_others(fold), longest, watch)
+        path += [path[-1]] * (len(total) - len(path))
         total += task.target.counts[fold].sum() * np.array(path)
     return int(total.argmin())
 

@@ -61,7 +61,7 @@ def fit_label_gate(task: Task) -> WeightFit:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Margins of all training rows, (n, 2), by some target rows, and the model of these, (p, k)."""
+    """Margins of training rows, (n, 2), by some target rows, and the model of these, (p, k)."""
 
     margins: np.ndarray
     theta: np.ndarray

@@ -18,6 +18,7 @@ from skbilevel._sklearn import check_is_fitted, check_sample_weight, column_or_1
 from skbilevel.estimators.linear_proxy import Sample, fitted
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
 
+DEFAULT_L2 = 1e-4
 # The constant of rows of mean squared length 1, whose coefficient has a ridge as well.
 _CONSTANT_OF_CLASSES = 0.3
 _TOLERANCE = 1e-10
@@ -46,7 +47,9 @@ class Units:
     def rows(self, X: np.ndarray) -> np.ndarray:
         """(n, p) for rows (n, d)."""
         scaled = (X - self.center) / self.scale
-        return np.column_stack([scaled, np.full(len(X), self.constant)]) if self.constant else scaled
+        return (
+            np.column_stack([scaled, np.full(len(X), self.constant)]) if self.constant else scaled
+        )
 
     def numbers(self, y: np.ndarray) -> np.ndarray:
         """(n, 1) for numbers (n,)."""
@@ -91,18 +94,29 @@ class _LinearHead(BaseEstimator):
     """
 
     def __init__(
-        self, l2: float = 1e-4, *, standardize: bool = True, fit_intercept: bool = True
+        self, l2: float = DEFAULT_L2, *, standardize: bool = True, fit_intercept: bool = True
     ) -> None:
         self.l2 = l2
         self.standardize = standardize
         self.fit_intercept = fit_intercept
+
+    coef_: np.ndarray
+    intercept_: Any
 
     def _store(self, units: Units, theta: np.ndarray) -> None:
         self.coef_, self.intercept_ = units.coefficients(theta)
 
     def _outputs(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_.T + self.intercept_
+        return (
+            validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_.T + self.intercept_
+        )
+
+
+def _counts(sample_weight: ArrayLike | None, rows: np.ndarray) -> np.ndarray:
+    return (
+        np.ones(len(rows)) if sample_weight is None else check_sample_weight(sample_weight, rows)
+    )
 
 
 class RidgeHead(RegressorMixin, _LinearHead):
@@ -110,17 +124,17 @@ class RidgeHead(RegressorMixin, _LinearHead):
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> RidgeHead:
         """Fit to rows (n, d), numbers (n,) and weights (n,)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        counts = np.ones(len(X)) if sample_weight is None else check_sample_weight(sample_weight, X)
+        rows, numbers = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        counts, numbers = _counts(sample_weight, rows), column_or_1d(numbers)
         shares = counts / counts.sum()
-        units = units_of(X, column_or_1d(y), shares, self.standardize, self.fit_intercept)
-        sample = Sample(units.rows(X), units.numbers(y), counts)
+        units = units_of(rows, numbers, shares, self.standardize, self.fit_intercept)
+        sample = Sample(units.rows(rows), units.numbers(numbers), counts)
         self._store(units, fitted(sample, SQUARED, self.l2))
         return self
 
     def _store(self, units: Units, theta: np.ndarray) -> None:
-        super()._store(units, theta)
-        self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
+        coef, intercept = units.coefficients(theta)
+        self.coef_, self.intercept_ = coef[0], float(intercept[0])
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Numbers (n,)."""
@@ -134,11 +148,11 @@ class SoftmaxHead(ClassifierMixin, _LinearHead):
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> SoftmaxHead:
         """Fit to rows (n, d), classes (n,) and weights (n,)."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        counts = np.ones(len(X)) if sample_weight is None else check_sample_weight(sample_weight, X)
-        self.classes_, codes = np.unique(column_or_1d(y), return_inverse=True)
-        units = units_of(X, None, counts / counts.sum(), self.standardize, self.fit_intercept)
-        sample = Sample(units.rows(X), np.eye(len(self.classes_))[codes], counts)
+        rows, labels = validate_data(self, X, y, dtype=np.float64)
+        counts = _counts(sample_weight, rows)
+        self.classes_, codes = np.unique(column_or_1d(labels), return_inverse=True)
+        units = units_of(rows, None, counts / counts.sum(), self.standardize, self.fit_intercept)
+        sample = Sample(units.rows(rows), np.eye(len(self.classes_))[codes], counts)
         self._store(units, fitted(sample, CROSS_ENTROPY, self.l2, tol=_TOLERANCE))
         return self
 

@@ -4,8 +4,8 @@ well two models predict it.
 One model is of rows that are of use, the other of rows that are not; neither has seen the row. In
 the first round they are one of the target rows alone and one of all training rows. In each round
 that follows rows are shared out between them by the gate of the round before, as in expectation
-maximisation for a mixture of two regressions. Target rows that judge a gate are in no model that it
-looks at.
+maximisation for a mixture of two regressions. Target rows that judge a gate are in no model that
+it looks at.
 
 With l and l' the losses of a row under the two and s a scale, log odds are
 ``phi_0 + phi_1 log(1 + l/s) + phi_2 log(1 + l'/s)``: those of two t distributions, which unlike

@@ -2,94 +2,243 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
-from skbilevel._sklearn import (
-    CallbackSupportMixin,
-    FitLoop,
-    HasMethods,
-    Interval,
-    StrOptions,
-    check_is_fitted,
-    column_or_1d,
-    fit_method,
-    validate_data,
-    warn_user,
-)
-from skbilevel.estimators.free_weights import SOLVERS, Algorithm
-from skbilevel.estimators.linear_head import RidgeHead, SoftmaxHead, Units, head_with
-from skbilevel.estimators.reweighting_fit import (
-    Problem,
-    final_weights_of,
-    learnt_attributes,
-    problem_of,
-    sample_of,
-    spread,
-    weights_by_rule,
-)
-from skbilevel.estimators.reweighting_rows import Given, Rows, rows_of, target_index
-from skbilevel.estimators.weight_families import FAMILIES
-from skbilevel.estimators.weight_learning import Learnt, Plan, learn
-from skbilevel.estimators.weighted_fit import fit_weighted
-from skbilevel.numerics.random import draw_seed
-from skbilevel.numerics.threads import single_thread
-from skbilevel.objectives.reweighting import PARAMETRISATIONS
-from skbilevel.solvers.weight_descent import Descent
-
-_DEFAULT_L2 = 1e-4
+from skbilevel.estimators.label_suggestion import suggested
+from skbilevel.estimators.linear_head import RidgeHead, SoftmaxHead
+from skbilevel.estimators.reweighting_base import Again, Reweighting, final_has
+from skbilevel.estimators.reweighting_fit import Problem
+from skbilevel.estimators.reweighting_rows import Rows
+from skbilevel.estimators.weight_learning import Learnt
 
 
-def _final_has(name: str) -> Any:
-    def check(model: Any) -> bool:
-        final = getattr(model, "estimator_", None)
-        final = model._final(_DEFAULT_L2) if final is None else final
-        getattr(final, name)
-        return True
+class ReweightingRegressor(RegressorMixin, Reweighting):
+    """Regression on training rows that are weighted for the sake of a target sample.
 
-    return check
+    The target is a small sample of the distribution that matters: of the domain where the model
+    will be used, or of rows whose labels have been checked.
+
+    Parameters
+    ----------
+    estimator : estimator, default=None
+        What is fitted with the weights in the end: any regressor of scikit-learn whose ``fit``
+        takes ``sample_weight``, or a Pipeline that ends in one. It gets plain arrays. None: ridge
+        regression, the model that weights are learnt for in any case.
+    weighting : {"auto", "gate", "loglinear", "group", "sample", "target", "uniform"}, \
+            default="auto"
+        Family of the weights. "gate": the probability that a row follows the relation of the
+        target, from its losses under two models, for a mixture of relations. "loglinear": the
+        exponential of a linear function of the features and their squares, or of the first four
+        principal components of more than twelve features, for training rows drawn from elsewhere.
+        "group": one weight for each of ``source_groups``, or of ``n_groups`` clusters. "sample":
+        one free weight for each row, the problem of the paper. "target": training rows do not
+        count. "uniform": all rows count alike. "auto" judges all of them on target rows that they
+        have not seen, stays with "uniform" unless that is clearly worse, and else mixes them.
+    solver : {"exact", "warm_started", "soba"}, default="exact"
+        Of "sample": the inner problem is solved at every step (algorithm 1), or parameters and
+        weights take a step each (algorithm 2), or parameters, adjoint and weights do (SOBA). The
+        latter two are there to reproduce the paper: their weights collapse on few rows unless
+        ``outer_rate`` is small beside ``inner_rate``.
+    parametrization : {"mirror", "softmax", "sigmoid"}, default="mirror"
+        Of the weights of "sample": mirror descent on the simplex, or gradient descent on a with
+        w = softmax(a), or w = sigmoid(a) / n.
+    max_iter : int, default=30
+        Most steps of "sample".
+    outer_rate : "auto" or float, default="auto"
+        Rate of the weights of "sample". "auto": the exact solver moves log weights by a standard
+        deviation of .5 to 1.5 and never raises the target's loss; others use ``inner_rate``.
+    inner_rate : "auto" or float, default="auto"
+        Rate of the parameters of "sample", where they are not solved for; 0 freezes them. "auto"
+        is .5 over the largest squared norm of a row.
+    early_stopping : bool, default=True
+        Stop the exact solver of "sample" where target rows that are held out have the least loss;
+        False: after ``max_iter`` steps.
+    l2 : "auto" or float, default="auto"
+        lambda: the linear model has lambda/2 times its sum of squared coefficients, beside losses
+        whose weights sum to 1. "auto" is chosen by target rows out of fold, from 1e-4, .01 and .1,
+        and from 1e-4 to 1 for "target"; 1e-4 without target rows.
+    kl : "auto" or float, default="auto"
+        Strength of the divergence of the weights from equal ones, in losses of target rows under a
+        model of all training rows, for "gate", "loglinear" and "group". "auto": .003 for a gate,
+        .01 for groups, and for "loglinear" chosen from .1, .01 and .001 by target rows out of
+        fold.
+    n_folds : "auto" or int, default="auto"
+        Folds of the target rows by which families and ``l2`` are judged; "auto" is 5.
+    n_groups : int, default=4
+        Clusters by k-means that "group" weighs where no ``source_groups`` are given.
+    refit : {"all", "train"} or None, default="all"
+        Fit the final estimator to training and target rows, or to training rows only; a target row
+        counts as often as it is there, and training rows as their effective sample size. None:
+        keep the parameters at which the solver of "sample" has ended, for the linear default.
+    standardize : bool, default=True
+        Bring every column to mean 0 and variance 1 for the linear model. False: divide all by
+        one number, for columns that share a unit, such as pixels.
+    fit_intercept : bool, default=True
+        Of the linear model.
+    target_column : str or int, default=None
+        Column of ``X`` that tells target rows by the larger of its two values; no model sees it.
+    validation_fraction : float, default=None
+        Share of the rows that is drawn to be the target, where most rows are trusted.
+    random_state : int, RandomState instance or None, default=None
+        Draws folds and clusters, keyed by the values of the rows: in another order they get the
+        same weights.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (n_samples,)
+        Of the rows of ``X`` as training rows, with sum 1; 0 for target rows. All are 0 if only
+        target rows count.
+    sample_weight_ : ndarray of shape (n_samples,) or (n_samples + n_val,)
+        What the final estimator was given, for the rows of ``X`` and of ``X_val``.
+    entropy_ : float
+        Of ``weights_``, in nats.
+    effective_sample_size_ : float
+        1 over the sum of squares of ``weights_``. Here and in the entropy a row with a
+        ``sample_weight`` of 2 counts as two rows.
+    selected_ : str
+        Family of the largest share.
+    mixture_ : dict of str to float
+        Shares of the families.
+    shift_detected_ : bool or None
+        Whether equal weights are clearly worse; only with "auto".
+    cv_results_ : dict
+        "family", "l2", "share", "mean_target_loss" out of fold (half the squared error in
+        standardised units, or the log-loss; NaN where nothing had to be chosen), and with "auto"
+        "difference_to_uniform", "stderr_to_uniform", "difference_to_target", "stderr_to_target".
+    weight_params_ : dict of str to ndarray
+        Parameters of each family.
+    history_ : dict
+        Of "sample": "target_loss", "entropy" and "effective_sample_size" of every iterate; of
+        others the "objective" at each evaluation; of "auto" one such dict for each family.
+    estimator_ : estimator
+        The final estimator.
+    l2_ : float
+    coef_, intercept_
+        Of the linear default.
+    n_iter_ : int
+    n_features_in_, feature_names_in_
+        As everywhere in scikit-learn.
+
+    See Also
+    --------
+    ReweightingClassifier : The same for classes.
+    skbilevel.model_selection.TargetKFold : Folds over target rows, with all training rows in each
+        fit.
+
+    Notes
+    -----
+    With theta*(w) the minimum of ``sum_i w_i l_i + lambda/2 |theta|^2``, weights are to make the
+    mean loss F of target rows small at theta*(w). The derivative is ``-<grad l_i, v>`` with
+    ``H v = grad F`` (eqs 5 and 6 of the paper). Where weights are free and rows outnumber
+    parameters, the best of them make the model that of the target rows alone, however they are
+    found; families of few parameters, target rows that a weight has not seen, and the choice among
+    families are what gains over that.
+
+    There are four ways to tell target rows. ``is_target`` is one boolean per row and survives
+    Pipelines, searches and cross-validation, with `TargetKFold`. ``X_val`` is simple for a single
+    fit; a Pipeline transforms it only with ``transform_input=["X_val"]``, and `cross_validate`
+    takes an array that is as long as ``X`` for one value per row and cuts it up.
+    ``target_column`` needs no routing, but has to survive the steps before.
+
+    References
+    ----------
+    Ivanova and Ablin (2023), A challenge in reweighting data with bilevel optimization,
+    arXiv 2310.17386.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbilevel import ReweightingRegressor
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(540, 3))
+    >>> is_target = np.arange(540) >= 500  # the last 40 rows are of the kind that matters
+    >>> follows = is_target | (rng.random(540) < 0.5)  # as are half of the others
+    >>> y = np.where(follows, X @ [1, 2, 3], X @ [-3, 0, 1]) + 0.1 * rng.normal(size=540)
+    >>> model = ReweightingRegressor(random_state=0).fit(X, y, is_target=is_target)
+    >>> model.coef_.round(1)
+    array([1., 2., 3.])
+    >>> bool(model.weights_[follows].sum() > 0.9)
+    True
+    """
+
+    _has_numbers, _n_folds, _head = True, 5, RidgeHead
 
 
-class _Reweighting(CallbackSupportMixin, BaseEstimator):
-    """What the regressor and the classifier have in common."""
+class ReweightingClassifier(ClassifierMixin, Reweighting):
+    """Classification on training rows that are weighted for the sake of a target sample.
 
-    # Sent on by a Pipeline or a search where routing is enabled, without a request for each.
-    __metadata_request__fit = {  # noqa: RUF012
-        "X_val": True,
-        "y_val": True,
-        "sample_weight_val": True,
-        "is_target": True,
-        "source_groups": True,
-    }
+    The target is a small sample of the distribution that matters: rows whose labels have been
+    checked, or rows of the domain where the model will be used.
+
+    Parameters and attributes are those of `ReweightingRegressor`, with these differences.
+
+    Parameters
+    ----------
+    estimator : estimator, default=None
+        Any classifier whose ``fit`` takes ``sample_weight``, or a Pipeline that ends in one. None:
+        softmax regression, the model that weights are learnt for in any case.
+    weighting : str, default="auto"
+        "gate" is the probability that a label is right, from its margin under a model of the
+        target rows alone and from what neighbours say of it: for wrong labels. Other families are
+        the same.
+    l2 : "auto" or float, default="auto"
+        "auto" is 1e-4, and for "target" chosen from 1e-5, 1e-4 and 1e-3. Rows are scaled to a mean
+        squared length of 1 before.
+    kl : "auto" or float, default="auto"
+        In units of the loss of equal shares, log n_classes; "auto" is .01 for "loglinear".
+    n_folds : "auto" or int, default="auto"
+        "auto" is 3.
+    relabel : bool, default=False
+        With "gate" and "auto": rows whose label looks wrong come back with the label that
+        neighbours and the model suggest, by how sure these are.
+    standardize : bool, default=True
+        It matters for the distances of neighbours as well.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    suggested_labels_ : ndarray of shape (n_samples,)
+        With ``relabel``: the labels of the rows of ``X``, but for those that look wrong.
+
+    See Also
+    --------
+    ReweightingRegressor : The same for numbers.
+    skbilevel.model_selection.TargetKFold : Folds over target rows, with all training rows in each
+        fit.
+
+    References
+    ----------
+    Ivanova and Ablin (2023), A challenge in reweighting data with bilevel optimization,
+    arXiv 2310.17386.
+    Zhou, Bousquet, Lal, Weston and Schölkopf (2004), Learning with local and global consistency,
+    NeurIPS 16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from skbilevel import ReweightingClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> rng = np.random.default_rng(0)
+    >>> is_clean = rng.random(150) < 0.2  # a fifth of the labels have been checked
+    >>> is_wrong = ~is_clean & (rng.random(150) < 0.6)
+    >>> labels = np.where(is_wrong, (y + rng.integers(1, 3, 150)) % 3, y)
+    >>> model = ReweightingClassifier(weighting="gate", random_state=0)
+    >>> bool(model.fit(X, labels, is_target=is_clean).score(X, y) > 0.9)
+    True
+    """
+
+    _has_numbers, _n_folds, _head = False, 3, SoftmaxHead
     _parameter_constraints: dict = {  # noqa: RUF012
-        "estimator": [HasMethods(["fit", "predict"]), None],
-        "weighting": [StrOptions({"auto", *FAMILIES})],
-        "solver": [StrOptions(set(SOLVERS))],
-        "parametrization": [StrOptions(set(PARAMETRISATIONS))],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "outer_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "inner_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "early_stopping": ["boolean"],
-        "l2": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "kl": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "n_folds": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left")],
-        "n_groups": [Interval(Integral, 1, None, closed="left")],
-        "refit": [StrOptions({"all", "train"}), None],
-        "standardize": ["boolean"],
-        "fit_intercept": ["boolean"],
-        "target_column": [str, Integral, None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither"), None],
-        "random_state": ["random_state"],
+        **Reweighting._parameter_constraints,
+        "relabel": ["boolean"],
     }
-    _has_numbers: bool
-    _n_folds: int
 
     def __init__(
         self,
@@ -107,232 +256,34 @@ class _Reweighting(CallbackSupportMixin, BaseEstimator):
         n_folds: str | int = "auto",
         n_groups: int = 4,
         refit: str | None = "all",
+        relabel: bool = False,
         standardize: bool = True,
         fit_intercept: bool = True,
         target_column: str | int | None = None,
         validation_fraction: float | None = None,
         random_state: Any = None,
     ) -> None:
-        self.estimator = estimator
-        self.weighting = weighting
-        self.solver = solver
-        self.parametrization = parametrization
-        self.max_iter = max_iter
-        self.outer_rate = outer_rate
-        self.inner_rate = inner_rate
-        self.early_stopping = early_stopping
-        self.l2 = l2
-        self.kl = kl
-        self.n_folds = n_folds
-        self.n_groups = n_groups
-        self.refit = refit
-        self.standardize = standardize
-        self.fit_intercept = fit_intercept
-        self.target_column = target_column
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-
-    @fit_method
-    @single_thread()
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        *,
-        X_val: ArrayLike | None = None,
-        y_val: ArrayLike | None = None,
-        sample_weight_val: ArrayLike | None = None,
-        is_target: ArrayLike | None = None,
-        source_groups: ArrayLike | None = None,
-    ) -> Self:
-        given = Given(
-            X, y, sample_weight, X_val, y_val, sample_weight_val, is_target, source_groups
+        super().__init__(
+            estimator,
+            weighting=weighting,
+            solver=solver,
+            parametrization=parametrization,
+            max_iter=max_iter,
+            outer_rate=outer_rate,
+            inner_rate=inner_rate,
+            early_stopping=early_stopping,
+            l2=l2,
+            kl=kl,
+            n_folds=n_folds,
+            n_groups=n_groups,
+            refit=refit,
+            standardize=standardize,
+            fit_intercept=fit_intercept,
+            target_column=target_column,
+            validation_fraction=validation_fraction,
+            random_state=random_state,
         )
-        seed = draw_seed(check_random_state(self.random_state))
-        rows = rows_of(self, given, seed)
-        classes = self._classes_of(rows)
-        if not len(rows.target):
-            self.__dict__.update(self._without_target(rows, classes))
-            return self
-        problem = problem_of(rows, classes, self, seed)
-        plan = self._plan(problem)
-        report = FitLoop(self, X, y, plan.n_steps)
-        learnt = learn(
-            problem.task,
-            plan,
-            lambda current: report.step(lambda: self._attributes(problem, current())),
-        )
-        fitted = self._attributes(problem, learnt)
-        self.__dict__.update(fitted)
-        self._warn_of_few(problem)
-        report.end(fitted)
-        return self
-
-    def _classes_of(self, rows: Rows) -> np.ndarray | None:
-        """None for numbers."""
-        return None
-
-    @property
-    def _inner_ridge(self) -> float:
-        return _DEFAULT_L2 if self.l2 == "auto" else float(self.l2)
-
-    def _plan(self, problem: Problem) -> Plan:
-        inner = self.inner_rate
-        if inner == "auto":
-            inner = 0.5 / float(np.square(problem.task.train.X).sum(axis=1).max())
-        outer: float | None = None
-        if self.outer_rate != "auto":
-            outer = float(self.outer_rate)
-        elif self.solver != "exact":
-            outer = float(inner)
-        descent = Descent(self.max_iter, outer, float(inner))
-        return Plan(
-            self.weighting,
-            Algorithm(self.solver, self.parametrization, descent),
-            self.early_stopping,
-            None if self.l2 == "auto" else (float(self.l2),),
-            self._n_folds if self.n_folds == "auto" else int(self.n_folds),
-        )
-
-    def _attributes(self, problem: Problem, learnt: Learnt) -> dict[str, Any]:
-        attributes = learnt_attributes(problem, learnt)
-        rows, head = problem.rows, self._final(attributes["l2_"])
-        theta = learnt.selected.fit.theta
-        weights = final_weights_of(problem, learnt, with_target=self.refit == "all")
-        if self.refit is None and theta is not None and self.estimator is None:
-            final = head_with(head, problem.units, theta, rows.X, problem.classes)
-        elif not weights.any():
-            raise ValueError(
-                "refit='train' leaves no row: the weights are those of target rows alone."
-            )
-        else:
-            final = fit_weighted(head, rows.X, rows.y, weights)
-        return {**attributes, "estimator_": final, "sample_weight_": weights, **_linear(final)}
-
-    def _without_target(self, rows: Rows, classes: np.ndarray | None) -> dict[str, Any]:
-        """Equal weights, times those that are given."""
-        warn_user(
-            f"{type(self).__name__} got no target rows: all rows weigh the same, times "
-            "sample_weight. Pass is_target, or X_val and y_val, or set target_column or "
-            "validation_fraction."
-        )
-        l2 = self._inner_ridge
-        final = fit_weighted(self._final(l2), rows.X, rows.y, rows.counts)
-        weights = rows.counts / rows.counts.sum()
-        return {
-            "weights_": weights,
-            **spread(weights, rows.counts),
-            "l2_": l2,
-            "selected_": "uniform",
-            "mixture_": {"uniform": 1.0},
-            "shift_detected_": None,
-            "weight_params_": {},
-            "history_": {},
-            "cv_results_": {},
-            "n_iter_": 1,
-            "_rule": None,
-            "estimator_": final,
-            "sample_weight_": rows.counts,
-            **_linear(final),
-        }
-
-    def _warn_of_few(self, problem: Problem) -> None:
-        size, n_target = self.effective_sample_size_, len(problem.target)
-        n_parameters = problem.task.train.X.shape[1]
-        if self.selected_ == "target" or size >= max(n_parameters, n_target):
-            return
-        which = f"{n_parameters} coefficients of a linear model" if size < n_parameters else ""
-        which = which or f"{n_target} target rows"
-        warn_user(
-            f"The weights count as {size:.1f} training rows, fewer than the {which}. If that is "
-            "not what you expect, try weighting='auto' or 'gate', a larger kl, or, for "
-            "weighting='sample', fewer steps (max_iter) and a smaller outer_rate."
-        )
-
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        """Predict by the final estimator.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            With the target column, if there was one; what it holds does not matter.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-        """
-        return self.estimator_.predict(self._features(X))
-
-    def weights_for(
-        self, X: ArrayLike, y: ArrayLike, source_groups: ArrayLike | None = None
-    ) -> np.ndarray:
-        """Weights that rows would have had, in units of the average training row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-        y : array-like of shape (n_samples,)
-        source_groups : array-like of shape (n_samples,), default=None
-            Where the estimator was fitted with groups; an unknown group counts as the average.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            A gate looks at a new row by models of all rows, so that a training row can get
-            another weight than it had in the fit, where it was held out. Free weights of rows say
-            nothing of other rows, and in a mixture count as 1.
-
-        Raises
-        ------
-        ValueError
-            With ``weighting="sample"``.
-        """
-        check_is_fitted(self)
-        if self.weighting == "sample":
-            raise ValueError("weighting='sample' has no weights for rows that were not there.")
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, reset=False, y_numeric=self._has_numbers
-        )
-        if self._rule is None:
-            return np.ones(len(X))
-        units = Units(**self._rule["units"])
-        classes = getattr(self, "classes_", None)
-        rows = sample_of(self._without_column(X), column_or_1d(y), np.ones(len(X)), units, classes)
-        groups = None if source_groups is None else np.asarray(source_groups)
-        return weights_by_rule(self._rule, rows, groups)
-
-    def _final(self, l2: float) -> Any:
-        if self.estimator is not None:
-            return self.estimator
-        return self._head(l2, standardize=self.standardize, fit_intercept=self.fit_intercept)
-
-    def _features(self, X: ArrayLike) -> np.ndarray:
-        check_is_fitted(self)
-        return self._without_column(validate_data(self, X, dtype=np.float64, reset=False))
-
-    def _without_column(self, X: np.ndarray) -> np.ndarray:
-        column = target_index(self)
-        return X if column is None else np.delete(X, column, axis=1)
-
-
-def _linear(final: Any) -> dict[str, Any]:
-    """Coefficients of the linear default."""
-    if not isinstance(final, RidgeHead | SoftmaxHead):
-        return {}
-    return {"coef_": final.coef_, "intercept_": final.intercept_}
-
-
-class ReweightingRegressor(RegressorMixin, _Reweighting):
-    """Regression on training rows that are weighted for the sake of a target sample."""
-
-    _has_numbers, _n_folds, _head = True, 5, RidgeHead
-
-
-class ReweightingClassifier(ClassifierMixin, _Reweighting):
-    """Classification on training rows that are weighted for the sake of a target sample."""
-
-    _has_numbers, _n_folds, _head = False, 3, SoftmaxHead
+        self.relabel = relabel
 
     def _classes_of(self, rows: Rows) -> np.ndarray:
         check_classification_targets(rows.y)
@@ -345,7 +296,26 @@ class ReweightingClassifier(ClassifierMixin, _Reweighting):
         self.classes_ = classes
         return classes
 
-    @available_if(_final_has("predict_proba"))
+    def _again(self, problem: Problem, learnt: Learnt) -> Again:
+        """Rows whose label looks wrong, with the one that is suggested."""
+        if not self.relabel:
+            return super()._again(problem, learnt)
+        if self.weighting not in ("auto", "gate"):
+            raise ValueError(
+                f"relabel=True needs weighting='gate' or 'auto', not {self.weighting!r}."
+            )
+        mixture, rows = learnt.mixture, problem.rows
+        found = suggested(problem.task, mixture.weights, mixture.ridge)
+        labels, told = self.classes_[found.codes], rows.y.copy()
+        told[problem.train[found.is_wrong]] = labels[found.is_wrong]
+        return Again(
+            rows.X[problem.train],
+            labels,
+            found.weights,
+            {"suggested_labels_": told[: rows.n_given]},
+        )
+
+    @available_if(final_has("predict_proba"))
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Shares of the classes by the final estimator.
 
@@ -357,9 +327,10 @@ class ReweightingClassifier(ClassifierMixin, _Reweighting):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return self.estimator_.predict_proba(self._features(X))
+        rows = self._features(X)
+        return self.estimator_.predict_proba(rows)
 
-    @available_if(_final_has("decision_function"))
+    @available_if(final_has("decision_function"))
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Decision function of the final estimator.
 
@@ -371,4 +342,5 @@ class ReweightingClassifier(ClassifierMixin, _Reweighting):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_classes)
         """
-        return self.estimator_.decision_function(self._features(X))
+        rows = self._features(X)
+        return self.estimator_.decision_function(rows)

@@ -82,16 +82,17 @@ def problem_of(rows: Rows, classes: np.ndarray | None, estimator: Any, seed: int
         estimator.standardize,
         estimator.fit_intercept,
     )
-    samples = [
+    train_rows, target_rows = (
         sample_of(rows.X[part], rows.y[part], rows.counts[part], units, classes)
         for part in (train, target)
-    ]
+    )
     seed %= 2**32
-    features = samples[0].X[:, : rows.X.shape[1]]
+    features = train_rows.X[:, : rows.X.shape[1]]
     names = None if rows.groups is None else rows.groups[train]
-    grouping = _grouping(estimator, features, samples[0].counts, names, seed)
+    grouping = _grouping(estimator, features, train_rows.counts, names, seed)
     task = Task(
-        *samples,
+        train_rows,
+        target_rows,
         SQUARED if classes is None else CROSS_ENTROPY,
         ridge=estimator._inner_ridge,
         has_constant=bool(units.constant),
@@ -201,7 +202,9 @@ def _rule(problem: Problem, learnt: Learnt) -> dict[str, Any]:
         "names": [family.name for family in families],
         "rules": [family.fit.rule for family in families],
         # Occurrences of an average training row, and of the row that occurs most.
-        "levels": np.array([f.weights[: train.n_rows].sum() / train.counts.sum() for f in families]),
+        "levels": np.array(
+            [f.weights[: train.n_rows].sum() / train.counts.sum() for f in families]
+        ),
         "tops": np.array([(family.weights / counts).max() for family in families]),
         "level": float(train.shares @ mixed),
         "units": vars(problem.units),

@@ -163,7 +163,9 @@ def _told(estimator: Any, given: Given) -> str | None:
 
 
 def _counts(sample_weight: Any, X: np.ndarray, name: str) -> np.ndarray:
-    return np.ones(len(X)) if sample_weight is None else check_sample_weight(sample_weight, X, name)
+    return (
+        np.ones(len(X)) if sample_weight is None else check_sample_weight(sample_weight, X, name)
+    )
 
 
 def _groups(source_groups: Any, n_rows: int) -> np.ndarray | None:
@@ -196,17 +198,17 @@ def _validation(
     if len(X_val) == len(X):
         warn_user(
             f"X_val has as many rows as X, {len(X)}: cross_validate and searches take such an "
-            "array for one value per row of X and pass parts of it. Mark target rows with is_target "
-            "there."
+            "array for one value per row of X and pass parts of it. Mark target rows with "
+            "is_target there."
         )
     scale = np.maximum(X.std(axis=0), np.finfo(float).tiny)
     far = np.abs(X_val.mean(axis=0) - X.mean(axis=0)) / scale > _FAR
     if far.mean() > 0.5:
         warn_user(
-            f"X_val looks as if it were on another scale than X: {far.sum()} of {len(far)} columns "
-            f"have a mean more than {_FAR:g} standard deviations away. A Pipeline transforms X_val "
-            "only if it is told to, by transform_input=['X_val'] with metadata routing enabled; or "
-            "mark target rows with is_target."
+            f"X_val looks as if it were on another scale than X: {far.sum()} of {len(far)} "
+            f"columns have a mean more than {_FAR:g} standard deviations away. A Pipeline "
+            "transforms X_val only if it is told to, by transform_input=['X_val'] with metadata "
+            "routing enabled; or mark target rows with is_target."
         )
     return X_val, y_val, _counts(given.sample_weight_val, X_val, "sample_weight_val")
 

@@ -1,11 +1,12 @@
 """Which weights to believe: families judged by target rows that they have not seen, and mixed.
 
-If equal weights are not clearly worse than the best family, they stay: target rows are few, and the
-best of several is best by luck too. Otherwise the weights are mixed by how often, in Bayesian
+If equal weights are not clearly worse than the best family, they stay: target rows are few, and
+the best of several is best by luck too. Otherwise the weights are mixed by how often, in Bayesian
 bootstraps of the target rows, each family is the likeliest.
 
 Mixed are logarithms of weights. A row that a family of some credit leaves out is then all but left
-out. A wrong row that stays biases the model; a right row that goes only makes it a little less sure.
+out: a wrong row that stays biases the model, a right row that goes only makes it a little less
+sure.
 
 Reference: Clyde and Lee (2001), Bagging and the Bayesian bootstrap, AISTATS, for the resampling.
 """
@@ -23,8 +24,9 @@ from skbilevel.estimators.weight_families import FAMILIES
 from skbilevel.estimators.weight_task import Task, WeightFit, pooled, size
 
 _N_DRAWS = 400
-# Standard errors by which equal weights have to be worse.
-_CLEAR = 1.25
+# Equal weights are worse if by more than one standard error, and either by three or by three
+# tenths of the loss: of the best of six by luck, the gain is small and its error is not.
+_LIKELY, _CERTAIN, _LARGE = 1.0, 3.0, 1.3
 # A weight is at least this much of the family's largest, where logarithms are mixed.
 _LEAST = 1e-3
 # Ridges per unit of weight, by whether labels are numbers; "target" has fewer rows.
@@ -96,7 +98,9 @@ def judged(task: Task, name: str, ridges: Sequence[float] | None, n_folds: int) 
     return Judged(name, found, final_weights(name, found, task), *told)
 
 
-def with_ridge(task: Task, name: str, fit: WeightFit, ridges: Sequence[float], n_folds: int) -> Judged:
+def with_ridge(
+    task: Task, name: str, fit: WeightFit, ridges: Sequence[float], n_folds: int
+) -> Judged:
     """The ridge for weights that have been learnt, by target rows left out of the fit."""
     weights = final_weights(name, fit, task)
 
@@ -136,9 +140,10 @@ def mixed(task: Task, families: Sequence[Judged]) -> Mixture:
     if not is_shifted:
         return Mixture(shares, families[0].weights, families[0].ridge, False)
     counts = np.concatenate([task.train.counts, task.target.counts])
-    sizes = [size(family.weights, counts) for family in families]
-    prior = [FAMILIES[family.name].prior for family in families]
-    shares = _shares(each, np.multiply(prior, sizes), task)
+    # Rows that count make a model sure, which few target rows do not show.
+    sizes = np.array([size(family.weights, counts) for family in families])
+    prior = np.array([FAMILIES[family.name].prior for family in families])
+    shares = _shares(each, prior * sizes**2, task)
     logs = np.stack([log_relative(family.weights / counts) for family in families])
     weights = counts * np.exp(shares @ logs)
     weights *= size(weights, counts) / weights.sum()
@@ -161,7 +166,8 @@ def difference(losses: np.ndarray, others: np.ndarray, counts: np.ndarray) -> tu
 def _is_shifted(each: np.ndarray, counts: np.ndarray) -> bool:
     best = int((each @ counts).argmin())
     gain, error = difference(each[0], each[best], counts)
-    return gain > _CLEAR * error
+    is_large = counts @ each[0] > _LARGE * (counts @ each[best])
+    return gain > _LIKELY * error and (is_large or gain > _CERTAIN * error)
 
 
 def _shares(each: np.ndarray, prior: np.ndarray, task: Task) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Families of weights: from equal ones to those of target rows alone, with few parameters between."""
+"""Families of weights: equal ones, those of target rows alone, and few parameters between."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Family(NamedTuple):
     fit : callable
         ``(task, setting) -> WeightFit``.
     prior : float
-        Credit before any data, where families are mixed, for each row that counts with it.
+        Credit before any data, where families are mixed, beside the square of the effective sample
+        size.
     """
 
     tune: Callable[[Task], float]

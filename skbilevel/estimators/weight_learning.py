@@ -1,4 +1,4 @@
-"""From a task and a user's settings to weights: one family, a mixture, or the paper's algorithms."""
+"""From a task and a plan to weights: of one family, of a mixture, or of the paper's algorithms."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 Reference: Ivanova and Ablin (2023), arXiv 2310.17386.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -42,10 +43,9 @@ def exact_descent(
         ``inner`` is theta*(w), ``outer`` the weights; ``history`` has target loss, entropy and
         effective sample size of every iterate, from the start on.
     """
-    inner = Minimum(torch.zeros(problem.n_parameters, dtype=torch.float64))
-    at = _iterate(
-        problem, form, torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a, inner
-    )
+    iterate = partial(_iterate, problem, form, settings.tol)
+    start = Minimum(torch.zeros(problem.n_parameters, dtype=torch.float64))
+    at = iterate(torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a, start)
     record, reach, solved = Record(problem, on_step), 1.0, at.inner.converged
     for _ in range(settings.n_iter):
         if record(at.inner.theta, at.weights):
@@ -53,7 +53,7 @@ def exact_descent(
         rate = settings.outer_rate
         if rate is None:
             rate = _SAFE * reach / max(_deviation(at), torch.finfo(at.g.dtype).tiny)
-        moved = _iterate(problem, form, at.a - rate * form.direction(at.a, at.g), at.inner)
+        moved = iterate(at.a - rate * form.direction(at.a, at.g), at.inner)
         if settings.outer_rate is None and not moved.loss <= at.loss:
             reach /= 2
             continue
@@ -71,11 +71,12 @@ class _Iterate(NamedTuple):
 
 
 def _iterate(
-    problem: WeightedProblem, form: Parametrisation, a: Tensor, start: Minimum
+    problem: WeightedProblem, form: Parametrisation, tol: float, a: Tensor, start: Minimum
 ) -> _Iterate:
     """Solve for theta and the hypergradient at a."""
     weights = form.weights(a)
-    inner = adjoint(problem, weights, minimum(problem, weights, start))
+    inner = minimum(problem, weights, start, tol=tol)
+    inner = adjoint(problem, weights, inner, rtol=tol)
     assert inner.adjoint is not None
     g = problem.at(inner.theta).alignment(inner.adjoint)
     return _Iterate(a, weights, inner, float(problem.target_loss(inner.theta)), g)

@@ -56,11 +56,14 @@ class Descent:
         halved.
     inner_rate : float
         rho, of theta, where it is not solved for.
+    tol : float
+        Of the inner problem and of its adjoint, relative, where they are solved for.
     """
 
     n_iter: int
     outer_rate: float | None = None
     inner_rate: float = 0.0
+    tol: float = 1e-10
 
 
 class Record:

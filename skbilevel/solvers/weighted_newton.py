@@ -31,7 +31,8 @@ class Minimum:
     ----------
     theta : Tensor of shape (p,)
     factor : Tensor of shape (q, q) or None
-        Cholesky factor of the shared block, of these weights or of others before.
+        Cholesky factor of the shared block: of a quadratic problem that of these weights, and of
+        others a preconditioner, which may be of weights before.
     adjoint : Tensor of shape (p,) or None
         The last solution of `adjoint`, a start for the next.
     converged : bool

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 from sklearn.base import clone
+from sklearn.naive_bayes import GaussianNB
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skbilevel import (
@@ -13,6 +14,8 @@ from skbilevel import (
     GaussianImputer,
     MIWAEImputer,
     NotMIWAEImputer,
+    ReweightingClassifier,
+    ReweightingRegressor,
 )
 from skbilevel.estimators.imputer import Imputer
 from skbilevel.testing import IMPUTER_CHECKS, all_estimators, check_imputer
@@ -43,6 +46,12 @@ PREDICTORS = [
     BilevelClassifier(base="mean", **FEW_STEPS),
     BilevelRegressor(base="mean", **FEW_STEPS),
 ]
+# Without target rows, as in the checks, they say so.
+REWEIGHTING = [
+    ReweightingClassifier(),
+    ReweightingClassifier(GaussianNB()),
+    ReweightingRegressor(),
+]
 INCOMPLETE = [
     *(imputer for imputer in FITTED_FAST if not imputer.keep_empty_features),
     BilevelImputer(**FEW_STEPS),
@@ -62,6 +71,12 @@ def passes(imputer, name):
 @pytest.mark.filterwarnings("ignore:Dropping features")
 @parametrize_with_checks([*FITTED_FAST, *PREDICTORS])
 def test_estimator_passes_the_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.filterwarnings("ignore:Reweighting.* got no target rows")
+@parametrize_with_checks(REWEIGHTING)
+def test_reweighting_passes_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
