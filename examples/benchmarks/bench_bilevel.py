@@ -7,8 +7,7 @@ goes on where it was.
 import argparse
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bilevel_cost import iteration_cost
 from bilevel_designs import Split, hanoi, shuffled, synthetic_linear, teacher_case, tilt_case
 from bilevel_peers import HEADS, IMPUTERS, boosted, constant, masked_network, ridge_head, score
 from bilevel_summary import summary
+from cells import Cell, Cells
 from real_data import Table, bilevel_sets, tilt_sets
 from record import circumstances
 from sklearn.base import clone
@@ -25,29 +25,6 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import IterativeImputer
 
 from skbilevel import BilevelImputer, BilevelRegressor, GaussianImputer
-
-Cell = dict[str, Any]
-
-
-class Cells:
-    """Measured cells, kept in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.measured: dict[str, Cell] = json.loads(path.read_text()) if path.exists() else {}
-
-    def measure(self, key: str, run: Callable[[], Cell]) -> Cell:
-        """The cell of that key, measured unless it has been."""
-        if key not in self.measured:
-            start = time.process_time()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.measured[key] = run()
-            self.measured[key]["seconds"] = round(time.process_time() - start, 2)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self.measured, indent=0))
-            print(key, self.measured[key], flush=True)
-        return self.measured[key]
 
 
 def imputation(sets: dict[str, Table], seeds: Iterable[int], cells: Cells) -> None:

@@ -19,30 +19,31 @@ from skbilevel.objectives.reweighting import gate
 from skbilevel.solvers.parametric_weights import Fold, parametric_weights
 
 # Folds of the target that judge, and those by which the reference's ridge is chosen.
-_N_FOLDS, _RIDGES, _RIDGE_FOLDS = 3, (1e-6, 1e-5, 1e-4, 1e-3), 3
+# Half of many target rows is enough for a reference.
+_MANY, _N_FOLDS, _RIDGES, _RIDGE_FOLDS = 100, 3, (1e-5, 1e-4, 1e-3), 3
 _FARTHEST = 4.0
 # Of the divergence from equal weights, in the loss of equal shares; and of phi.
 _KL, _PRECISION = 0.003, 1e-4
-_START, _BOUNDS, _MAX_ITER = (-1.0, 1.0, 1.0), ((-12.0, 12.0), (-8.0, 8.0), (-8.0, 8.0)), 5
+_START, _BOUNDS, _MAX_ITER = (-1.0, 1.0, 1.0), ((-12.0, 12.0), (-8.0, 8.0), (-8.0, 8.0)), 4
 
 
 def fit_label_gate(task: Task) -> WeightFit:
     """Learn the weights of training rows from the margins of their labels."""
     rng, n_target = task.rng(), task.target.n_rows
-    folds = random_folds(n_target, _N_FOLDS, rng)
+    folds = random_folds(n_target, 2 if n_target >= _MANY else _N_FOLDS, rng)
     graph = label_graph(task.features(task.train), task.features(task.target), rng)
     ridge_folds = random_folds(n_target, _RIDGE_FOLDS, rng)
     margin = Margins(task, graph, best_ridge(task.target, task.loss, _RIDGES, ridge_folds))
     prior = torch.from_numpy(task.train.shares)
+    whole = margin.seen(np.arange(n_target))
     found = parametric_weights(
-        [_fold(task, margin, fold, prior) for fold in folds],
+        [_fold(task, margin, fold, prior, whole.theta) for fold in folds],
         task.penalty(_KL if task.kl is None else task.kl),
         np.array(_START),
         bounds=_BOUNDS,
         precision=_PRECISION,
         max_iter=_MAX_ITER,
     )
-    whole = margin.seen(np.arange(n_target))
     features, units = standardised(whole.margins)
     weights = gate(torch.from_numpy(features), torch.from_numpy(found.outer), prior).value.numpy()
     use = torch.from_numpy(features @ found.outer).sigmoid().numpy()
@@ -83,10 +84,10 @@ class Margins:
     graph: LabelGraph
     ridge: float
 
-    def seen(self, index: np.ndarray) -> _Seen:
-        """From these target rows alone."""
+    def seen(self, index: np.ndarray, start: np.ndarray | None = None) -> _Seen:
+        """From these target rows alone; ``start`` is a model that is near theirs, and saves time."""
         train, target = self.task.train, self.task.target
-        theta = fitted(target.at(index), self.task.loss, self.ridge)
+        theta = fitted(target.at(index), self.task.loss, self.ridge, start)
         labels = np.zeros_like(target.Y)
         labels[index] = target.Y[index]
         by_neighbours = self.graph.margins(train.Y, labels)
@@ -105,7 +106,9 @@ def standardised(
     return np.column_stack([np.ones(len(each)), standard]), units
 
 
-def _fold(task: Task, margin: Margins, fold: np.ndarray, prior: torch.Tensor) -> Fold:
+def _fold(
+    task: Task, margin: Margins, fold: np.ndarray, prior: torch.Tensor, start: np.ndarray
+) -> Fold:
     seen = np.setdiff1d(np.arange(task.target.n_rows), fold)
-    features = torch.from_numpy(standardised(margin.seen(seen).margins)[0])
+    features = torch.from_numpy(standardised(margin.seen(seen, start).margins)[0])
     return Fold(task.problem(task.target.at(fold)), lambda phi: gate(features, phi, prior))

@@ -12,7 +12,8 @@ from skbilevel.objectives.linear_loss import LinearLoss
 from skbilevel.objectives.reweighting import WeightedLinear
 from skbilevel.solvers.weighted_newton import Minimum, minimum
 
-_TOLERANCE = 1e-4
+# A ridge is chosen by differences of losses that are larger than those of rough fits.
+_TOLERANCE, _ROUGH = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def best_ridge(
         theta = None
         # From the strongest to the weakest each is near the next.
         for number in np.argsort(ridges)[::-1]:
-            theta = fitted(seen, loss, ridges[number], theta)
+            theta = fitted(seen, loss, ridges[number], theta, tol=_ROUGH)
             total[number] += unseen.counts @ losses(unseen, theta, loss)
     return ridges[int(total.argmin())]
 
