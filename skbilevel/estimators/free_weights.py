@@ -30,9 +30,9 @@ SOLVERS: dict[str, Callable] = {
     "soba": soba,
 }
 # Held-out rows are not watched further where so many steps have gained nothing.
-_N_FOLDS, _PATIENCE = 3, 8
+_N_FOLDS, _PATIENCE = 3, 5
 # Steps are many and small beside what target rows are off by: inner problems need not be exact.
-_SETTINGS = Descent(30, tol=1e-4)
+_SETTINGS = Descent(30, tol=1e-3)
 
 
 @dataclass(frozen=True)
