@@ -13,7 +13,7 @@ Reference: Clyde and Lee (2001), Bagging and the Bayesian bootstrap, AISTATS, fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ def judged(task: Task, name: str, ridges: Sequence[float] | None, n_folds: int) 
         rest = task.judged_by_others(fold)
         return rest.target, final_weights(name, fit(rest, setting), rest)
 
-    told = _out_of_fold(task, ridges_of(name, task, ridges), n_folds, without)
+    told = _out_of_fold(task, name, ridges_of(name, task, ridges), n_folds, without)
     found = fit(task, setting)
     return Judged(name, found, final_weights(name, found, task), *told)
 
@@ -108,7 +108,7 @@ def with_ridge(
         rest = task.target.without(fold)
         return rest, np.concatenate([weights[: task.train.n_rows], rest.counts])
 
-    return Judged(name, fit, weights, *_out_of_fold(task, ridges, n_folds, without))
+    return Judged(name, fit, weights, *_out_of_fold(task, name, ridges, n_folds, without))
 
 
 def ridges_of(name: str, task: Task, ridges: Sequence[float] | None) -> Sequence[float]:
@@ -118,8 +118,14 @@ def ridges_of(name: str, task: Task, ridges: Sequence[float] | None) -> Sequence
     return (TARGET_RIDGES if name == "target" else RIDGES)[task.loss.is_quadratic]
 
 
-def _out_of_fold(task, ridges, n_folds, without) -> tuple[float, np.ndarray]:
-    """The ridge of the least loss, and the losses of target rows with it, (m,)."""
+def _out_of_fold(
+    task: Task,
+    name: str,
+    ridges: Sequence[float],
+    n_folds: int,
+    without: Callable[[np.ndarray], tuple[Sample, np.ndarray]],
+) -> tuple[float, np.ndarray]:
+    """A ridge, and the losses of target rows with it, (m,)."""
     told = np.empty((len(ridges), task.target.n_rows))
     for fold in random_folds(task.target.n_rows, n_folds, task.rng()):
         rest, weights = without(fold)
@@ -129,8 +135,26 @@ def _out_of_fold(task, ridges, n_folds, without) -> tuple[float, np.ndarray]:
         for number in np.argsort(ridges)[::-1]:
             theta = fitted(sample, task.loss, ridges[number], theta)
             told[number, fold] = losses(judges, theta, task.loss)
-    best = int((told @ task.target.counts).argmin())
-    return ridges[best], told[best]
+    slack = 0.0 if name == "target" else 1.0
+    chosen = _least_ridge(ridges, told, task.target.counts, slack)
+    return ridges[chosen], told[chosen]
+
+
+def _least_ridge(
+    ridges: Sequence[float], told: np.ndarray, counts: np.ndarray, slack: float
+) -> int:
+    """Number of the least ridge that is worse than the best by ``slack`` standard errors at most,
+    by losses (r, m).
+
+    Where training rows are many, few target rows hardly tell small ridges apart, and one that is
+    too large by luck is a bias. Of target rows alone it is the best that is wanted.
+    """
+    best = told[int((told @ counts).argmin())]
+    for number in np.argsort(ridges):
+        loss, error = difference(told[number], best, counts)
+        if loss <= slack * error:
+            return int(number)
+    raise AssertionError("the best is not clearly worse than itself")
 
 
 def mixed(task: Task, families: Sequence[Judged]) -> Mixture:
