@@ -32,7 +32,7 @@ SOLVERS: dict[str, Callable] = {
 # Held-out rows are not watched further where so many steps have gained nothing.
 _N_FOLDS, _PATIENCE = 3, 5
 # Steps are many and small beside what target rows are off by: inner problems need not be exact.
-_SETTINGS = Descent(30, tol=1e-3)
+STOPPED = Descent(30, tol=1e-3)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Algorithm:
 
     solver: str = "exact"
     parametrisation: str = "mirror"
-    settings: Descent = _SETTINGS
+    settings: Descent = STOPPED
 
     def stopped_at(self, n_iter: int) -> Algorithm:
         """The same for so many steps."""
@@ -85,4 +85,11 @@ def fit_free(task: Task, algorithm: Algorithm, on_step: OnStep | None = None) ->
     found = solve(task.problem(task.target), form, algorithm.settings, on_step)
     weights = found.outer.numpy()
     theta = found.inner.numpy().reshape(task.train.X.shape[1], -1)
-    return WeightFit(weights / weights.sum(), history=found.history, theta=theta)
+    if not (np.isfinite(theta).all() and np.isfinite(weights).all()):
+        raise FloatingPointError(
+            f"solver={algorithm.solver!r} has left the range of numbers: lower inner_rate or "
+            "outer_rate."
+        )
+    return WeightFit(
+        weights / weights.sum(), history=found.history, theta=theta, converged=found.converged
+    )

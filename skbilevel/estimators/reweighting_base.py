@@ -23,15 +23,16 @@ from skbilevel._sklearn import (
     validate_data,
     warn_user,
 )
-from skbilevel.estimators.free_weights import SOLVERS, Algorithm
+from skbilevel.estimators.free_weights import SOLVERS, STOPPED, Algorithm
 from skbilevel.estimators.linear_head import DEFAULT_L2, RidgeHead, SoftmaxHead, Units, head_with
 from skbilevel.estimators.reweighting_fit import (
     Problem,
+    equal_attributes,
     final_weights_of,
     learnt_attributes,
     problem_of,
     sample_of,
-    spread,
+    warn_of_weights,
     weights_by_rule,
 )
 from skbilevel.estimators.reweighting_rows import Given, Rows, rows_of, target_index
@@ -186,8 +187,11 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         ------
         ValueError
             If target rows are told in two ways, a mask is not boolean or not as long as ``X``,
-            there are fewer than two target rows or no training row, or values are missing; the
+            there are fewer than two target rows or no training row, values are missing, or
+            ``refit=None`` goes with something else than the solver of "sample"; the
             estimator is then left as it was.
+        FloatingPointError
+            If the steps of "sample" leave the range of numbers.
         TypeError
             If the final estimator takes no weights.
 
@@ -197,7 +201,14 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
             Without any target row: all rows then count alike, times ``sample_weight``. If
             ``X_val`` looks as if it were on another scale than ``X``, or has as many rows. If the
             effective sample size is below the number of coefficients or of target rows.
+        ConvergenceWarning
+            If the target's loss has grown by the steps of "sample", for rates that are too large.
         """
+        if self.refit is None and (self.weighting != "sample" or self.estimator is not None):
+            raise ValueError(
+                "refit=None keeps the parameters of the solver of weighting='sample': it needs "
+                "that weighting, and estimator=None."
+            )
         given = Given(
             X, y, sample_weight, X_val, y_val, sample_weight_val, is_target, source_groups
         )
@@ -217,7 +228,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         )
         fitted = self._attributes(problem, learnt)
         self.__dict__.update(fitted)
-        self._warn_of_few(problem)
+        warn_of_weights(problem, learnt, fitted["effective_sample_size_"], self.solver)
         report.end(fitted)
         return self
 
@@ -238,7 +249,9 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
             outer = float(self.outer_rate)
         elif self.solver != "exact":
             outer = float(inner)
-        descent = Descent(self.max_iter, outer, float(inner))
+        # Where held-out rows stop it, inner problems need not be exact.
+        tol = STOPPED.tol if self.early_stopping else Descent.tol
+        descent = Descent(self.max_iter, outer, float(inner), tol)
         return Plan(
             self.weighting,
             Algorithm(self.solver, self.parametrization, descent),
@@ -253,7 +266,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         theta = learnt.selected.fit.theta
         weights = final_weights_of(problem, learnt, with_target=self.refit == "all")
         again = self._again(problem, learnt)
-        if self.refit is None and theta is not None and self.estimator is None:
+        if self.refit is None and theta is not None:
             final = head_with(head, problem.units, theta, rows.X, problem.classes)
         elif not weights.any():
             raise ValueError(
@@ -278,36 +291,8 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         )
         l2 = self._inner_ridge
         final = fit_weighted(self._final(l2), rows.X, rows.y, rows.counts)
-        weights = rows.counts / rows.counts.sum()
-        return {
-            "weights_": weights,
-            **spread(weights, rows.counts),
-            "l2_": l2,
-            "selected_": "uniform",
-            "mixture_": {"uniform": 1.0},
-            "shift_detected_": None,
-            "weight_params_": {},
-            "history_": {},
-            "cv_results_": {},
-            "n_iter_": 1,
-            "_rule": None,
-            "estimator_": final,
-            "sample_weight_": rows.counts,
-            **_linear(final),
-        }
-
-    def _warn_of_few(self, problem: Problem) -> None:
-        size, n_target = self.effective_sample_size_, len(problem.target)
-        n_parameters = problem.task.train.X.shape[1]
-        if self.selected_ == "target" or size >= max(n_parameters, n_target):
-            return
-        which = f"{n_parameters} coefficients of a linear model" if size < n_parameters else ""
-        which = which or f"{n_target} target rows"
-        warn_user(
-            f"The weights count as {size:.1f} training rows, fewer than the {which}. If that is "
-            "not what you expect, try weighting='auto' or 'gate', a larger kl, or, for "
-            "weighting='sample', fewer steps (max_iter) and a smaller outer_rate."
-        )
+        told = {"estimator_": final, "sample_weight_": rows.counts, **_linear(final)}
+        return {**equal_attributes(rows, l2), **told}
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Predict by the final estimator.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
+from skbilevel._sklearn import ConvergenceWarning, warn_user
 from skbilevel.estimators.linear_head import Units, units_of
 from skbilevel.estimators.linear_proxy import Sample
 from skbilevel.estimators.reweighting_rows import Rows, in_order
@@ -162,6 +163,45 @@ def learnt_attributes(problem: Problem, learnt: Learnt) -> dict[str, Any]:
         "n_iter_": max(1, len(next(iter(learnt.selected.fit.history.values()), []))),
         "_rule": _rule(problem, learnt),
     }
+
+
+def equal_attributes(rows: Rows, l2: float) -> dict[str, Any]:
+    """What is told of weights that nothing was learnt for."""
+    weights = rows.counts / rows.counts.sum()
+    return {
+        "weights_": weights,
+        **spread(weights, rows.counts),
+        "l2_": l2,
+        "selected_": "uniform",
+        "mixture_": {"uniform": 1.0},
+        "shift_detected_": None,
+        "weight_params_": {},
+        "history_": {},
+        "cv_results_": {},
+        "n_iter_": 1,
+        "_rule": None,
+    }
+
+
+def warn_of_weights(problem: Problem, learnt: Learnt, size: float, solver: str) -> None:
+    """Warn of a solver that has gone astray, and of weights on few rows."""
+    if not learnt.selected.fit.converged:
+        warn_user(
+            f"solver={solver!r} has not converged: the loss of target rows has grown, or an inner "
+            "problem is not solved. Lower inner_rate or outer_rate, or raise l2.",
+            ConvergenceWarning,
+        )
+    n_target, n_parameters = len(problem.target), problem.task.train.X.shape[1]
+    if learnt.selected.name == "target" or size >= max(n_parameters, n_target):
+        return
+    which = f"{n_target} target rows"
+    if size < n_parameters:
+        which = f"{n_parameters} coefficients of a linear model"
+    warn_user(
+        f"The weights count as {size:.1f} training rows, fewer than the {which}. If that is not "
+        "what you expect, try weighting='auto' or 'gate', a larger kl, or, for "
+        "weighting='sample', fewer steps (max_iter) and a smaller outer_rate."
+    )
 
 
 def spread(weights: np.ndarray, counts: np.ndarray) -> dict[str, float]:

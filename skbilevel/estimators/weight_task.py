@@ -97,6 +97,7 @@ class WeightFit:
         What tells the weight of a row that has not been seen: arrays and numbers.
     theta : ndarray of shape (p, k) or None
         Of a solver that moves it along with the weights.
+    converged : bool
     """
 
     weights: np.ndarray
@@ -104,6 +105,7 @@ class WeightFit:
     history: dict[str, list[float]] = field(default_factory=dict)
     rule: dict[str, Any] = field(default_factory=dict)
     theta: np.ndarray | None = None
+    converged: bool = True
 
 
 def size(weights: np.ndarray, counts: np.ndarray) -> float:

@@ -53,4 +53,4 @@ def soba(
         weights = form.weights(a)
         if record(theta, weights):
             break
-    return record.result(theta, weights, True)
+    return record.result(theta, weights)

@@ -57,4 +57,4 @@ def warm_started(
         weights = form.weights(a)
         if record(inner.theta, weights):
             break
-    return record.result(inner.theta, weights, True)
+    return record.result(inner.theta, weights)

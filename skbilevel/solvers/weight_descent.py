@@ -10,6 +10,8 @@ from torch import Tensor
 from skbilevel.numerics.weighted_problem import WeightedProblem
 from skbilevel.solvers.result import SolverResult
 
+# A target loss so many times that of the first iterate is not where a descent has led.
+_FAR = 10.0
 MONITORED = ("target_loss", "entropy", "effective_sample_size")
 
 
@@ -84,7 +86,10 @@ class Record:
             self.history[name].append(float(value))
         return self._on_step is not None and self._on_step(State(theta, weights, self.history))
 
-    def result(self, theta: Tensor, weights: Tensor, converged: bool) -> SolverResult:
-        """Theta and weights where the descent has ended."""
-        n_iter = len(self.history["entropy"])
-        return SolverResult(theta, weights, self.history, n_iter, converged)
+    def result(self, theta: Tensor, weights: Tensor, converged: bool = True) -> SolverResult:
+        """Theta and weights where the descent has ended; not converged if theta has run away."""
+        n_iter, losses = len(self.history["entropy"]), self.history["target_loss"]
+        is_near = bool(torch.isfinite(theta).all()) and (
+            not losses or losses[-1] <= _FAR * losses[0]
+        )
+        return SolverResult(theta, weights, self.history, n_iter, converged and is_near)
