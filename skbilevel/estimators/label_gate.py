@@ -20,7 +20,7 @@ from skbilevel.solvers.parametric_weights import Fold, parametric_weights
 
 # Folds of the target that judge, and those by which the reference's ridge is chosen.
 # Half of many target rows is enough for a reference.
-_MANY, _N_FOLDS, _RIDGES, _RIDGE_FOLDS = 100, 3, (1e-5, 1e-4, 1e-3), 3
+_MANY, _N_FOLDS, _RIDGES, _RIDGE_FOLDS = 150, 3, (1e-5, 1e-4, 1e-3), 3
 _FARTHEST = 4.0
 # Of the divergence from equal weights, in the loss of equal shares; and of phi.
 _KL, _PRECISION = 0.003, 1e-4
