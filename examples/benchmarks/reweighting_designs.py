@@ -193,15 +193,3 @@ def inland_to_coast(data_dir: Path, m: int, seed: int, n: int = 2000) -> Case:
     coast = r.permutation(np.flatnonzero(~is_inland))
     target, test = coast[:m], coast[m : m + 3000]
     return Case(X[train], y[train], X[target], y[target], X[test], y[test])
-
-
-def red_to_white(red: Array, red_quality: Array, data_dir: Path, m: int, seed: int) -> Case:
-    """Red wines, and a few white ones; the quality of other white ones is wanted."""
-    frame = pd.read_csv(data_dir / "winequality-white.csv")
-    white, quality = frame.iloc[:, 1:12].to_numpy(float), frame["quality"].to_numpy(float)
-    X, y = np.vstack([red, white]), np.concatenate([red_quality, quality])
-    X, y = (X - X.mean(axis=0)) / X.std(axis=0), (y - y.mean()) / y.std()
-    others = len(red) + RandomState(seed).permutation(len(white))
-    target, test = others[:m], others[m:]
-    n = len(red)
-    return Case(X[:n], y[:n], X[target], y[target], X[test], y[test])

@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 Cell = dict[str, Any]
 _FAMILIES = ("uniform", "target", "group", "loglinear", "gate", "sample")
@@ -35,9 +36,14 @@ def _means(cells: list[Cell]) -> str:
     return "; ".join(parts)
 
 
+def _holm(p: list[float]) -> float:
+    """The least of p-values, adjusted for their number."""
+    return min(1.0, len(p) * min(p))
+
+
 def _regrets(grouped: dict[tuple[str, str], list[Cell]]) -> list[str]:
     """Of the choice against the best family of each task, and paired against two of them."""
-    lines, regrets = [], defaultdict(list)
+    lines, regrets, tests = [], defaultdict(list), []
     for (table, task), cells in grouped.items():
         if table != "auto":
             continue
@@ -50,8 +56,11 @@ def _regrets(grouped: dict[tuple[str, str], list[Cell]]) -> list[str]:
             gap = np.array([cell["auto"] - cell[name] for cell in cells])
             error = gap.std(ddof=1) / len(gap) ** 0.5
             ratio = means["auto"] / means[name]
+            tests.append(ttest_1samp(gap, 0, alternative="greater").pvalue if error else 1.0)
             line += f", to {name} {gap.mean() / error if error else 0:.2f} se, ratio {ratio:.3f}"
         lines.append(line)
+    if tests:
+        lines.append(f"auto, worse than uniform or target: least Holm p {_holm(tests):.2f}")
     lines += [
         f"auto, {kind}: mean log-regret {np.mean(each):.3f}" for kind, each in regrets.items()
     ]

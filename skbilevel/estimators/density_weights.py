@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 
+from skbilevel.estimators.linear_head import varied
 from skbilevel.estimators.linear_proxy import fitted, losses, random_folds
 from skbilevel.estimators.weight_task import Task, WeightFit
 from skbilevel.objectives.reweighting import log_linear
@@ -70,13 +71,14 @@ def density_features(rows: np.ndarray, axes: dict[str, np.ndarray]) -> np.ndarra
 def _axes(rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
     """Directions (d, r) along which rows (n, d) are standardised: columns, or components."""
     center = shares @ rows
-    scale = np.sqrt(shares @ (rows - center) ** 2)
+    scale = np.sqrt(varied(shares @ (rows - center) ** 2, shares @ rows**2, len(rows)))
     inverse = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1.0), 0.0)
     directions = np.diag(inverse)[:, scale > 0]
     if directions.shape[1] > _MOST_COLUMNS:
         z = np.sqrt(shares)[:, np.newaxis] * ((rows - center) @ directions)
         spread, turned = np.linalg.eigh(z.T @ z)
-        last = np.argsort(spread)[::-1][:_N_COMPONENTS]
+        largest = np.argsort(spread)[::-1][:_N_COMPONENTS]
+        last = largest[spread[largest] > len(spread) * np.finfo(float).eps * spread.max()]
         directions = directions @ (turned[:, last] / np.sqrt(spread[last]))
     return {"center": center, "directions": directions}
 
@@ -84,6 +86,10 @@ def _axes(rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
 def _fit(task: Task, strength: float, features: np.ndarray, rule: dict) -> WeightFit:
     known, prior = torch.from_numpy(features), torch.from_numpy(task.train.shares)
     q = features.shape[1]
+    if not q:
+        # Rows that do not differ.
+        nothing = {"phi": np.zeros(0), "log_level": 0.0}
+        return WeightFit(task.train.shares, rule={**rule, **nothing})
     found = parametric_weights(
         [Fold(task.problem(task.target), lambda phi: log_linear(known, phi, prior))],
         task.penalty(strength),
@@ -95,4 +101,6 @@ def _fit(task: Task, strength: float, features: np.ndarray, rule: dict) -> Weigh
     phi = found.outer
     weights = log_linear(known, torch.from_numpy(phi), prior).value.numpy()
     level = float(logsumexp(features @ phi, b=task.train.shares))
-    return WeightFit(weights, phi, found.history, {**rule, "phi": phi, "log_level": level})
+    rule = {**rule, "phi": phi, "log_level": level}
+    n_iter = len(found.history["objective"])
+    return WeightFit(weights, phi, found.history, rule, n_iter=n_iter)

@@ -63,8 +63,7 @@ def fit_stopped(task: Task, n_iter: float) -> WeightFit:
 def stopping_time(task: Task, algorithm: Algorithm = Algorithm()) -> int:
     """Steps after which target rows that are held out have the least loss; 0 is for weights that
     are equal."""
-    n_iter = algorithm.settings.n_iter
-    longest, total = algorithm.stopped_at(n_iter + 1), np.zeros(n_iter + 1)
+    total = np.zeros(algorithm.settings.n_iter + 1)
     for fold in random_folds(task.target.n_rows, _N_FOLDS, task.rng()):
         judges, path = task.problem(task.target.at(fold)), list[float]()
 
@@ -72,7 +71,7 @@ def stopping_time(task: Task, algorithm: Algorithm = Algorithm()) -> int:
             path.append(float(judges.target_loss(state.theta)))
             return len(path) - path.index(min(path)) > _PATIENCE
 
-        fit_free(task.judged_by_others(fold), longest, watch)
+        fit_free(task.judged_by_others(fold), algorithm, watch)
         path += [path[-1]] * (len(total) - len(path))
         total += task.target.counts[fold].sum() * np.array(path)
     return int(total.argmin())
@@ -82,14 +81,22 @@ def fit_free(task: Task, algorithm: Algorithm, on_step: OnStep | None = None) ->
     """One weight for each row."""
     form = PARAMETRISATIONS[algorithm.parametrisation](torch.from_numpy(task.train.counts))
     solve = SOLVERS[algorithm.solver]
-    found = solve(task.problem(task.target), form, algorithm.settings, on_step)
+    advice = (
+        f"solver={algorithm.solver!r} has left the range of numbers: lower inner_rate or "
+        "outer_rate."
+    )
+    try:
+        found = solve(task.problem(task.target), form, algorithm.settings, on_step)
+    except FloatingPointError as error:
+        raise FloatingPointError(advice) from error
     weights = found.outer.numpy()
     theta = found.inner.numpy().reshape(task.train.X.shape[1], -1)
     if not (np.isfinite(theta).all() and np.isfinite(weights).all()):
-        raise FloatingPointError(
-            f"solver={algorithm.solver!r} has left the range of numbers: lower inner_rate or "
-            "outer_rate."
-        )
+        raise FloatingPointError(advice)
     return WeightFit(
-        weights / weights.sum(), history=found.history, theta=theta, converged=found.converged
+        weights / weights.sum(),
+        history=found.history,
+        theta=theta,
+        converged=found.converged,
+        n_iter=found.n_iter,
     )

@@ -36,28 +36,30 @@ def fit_label_gate(task: Task) -> WeightFit:
     margin = Margins(task, graph, best_ridge(task.target, task.loss, _RIDGES, ridge_folds))
     prior = torch.from_numpy(task.train.shares)
     whole = margin.seen(np.arange(n_target))
+    train = task.train
     found = parametric_weights(
-        [_fold(task, margin, fold, prior, whole.theta) for fold in folds],
+        [_fold(task, margin, fold, prior) for fold in folds],
         task.penalty(_KL if task.kl is None else task.kl),
         np.array(_START),
         bounds=_BOUNDS,
         precision=_PRECISION,
         max_iter=_MAX_ITER,
     )
-    features, units = standardised(whole.margins)
+    features, units = standardised(whole.margins, shares=train.shares)
     weights = gate(torch.from_numpy(features), torch.from_numpy(found.outer), prior).value.numpy()
     use = torch.from_numpy(features @ found.outer).sigmoid().numpy()
     rule = {
         "kind": "label_gate",
-        "log_level": float(np.log(task.train.shares @ use)),
+        "log_level": float(np.log(train.shares @ use)),
         "phi": found.outer,
         "units": units,
         "theta": whole.theta,
-        "nodes": np.vstack([task.features(task.train), task.features(task.target)]),
-        "told": graph.of_all_labels(task.train.Y, task.target.Y),
+        "nodes": np.vstack([task.features(train), task.features(task.target)]),
+        "told": graph.of_all_labels(train.Y, task.target.Y, voices(task)),
         "scale": graph.scale,
     }
-    return WeightFit(weights, found.outer, found.history, rule)
+    n_iter = len(found.history["objective"])
+    return WeightFit(weights, found.outer, found.history, rule, n_iter=n_iter)
 
 
 @dataclass(frozen=True)
@@ -84,31 +86,38 @@ class Margins:
     graph: LabelGraph
     ridge: float
 
-    def seen(self, index: np.ndarray, start: np.ndarray | None = None) -> _Seen:
-        """From these target rows alone; a model near theirs is a start that saves time."""
+    def seen(self, index: np.ndarray) -> _Seen:
+        """From these target rows alone."""
         train, target = self.task.train, self.task.target
-        theta = fitted(target.at(index), self.task.loss, self.ridge, start)
+        theta = fitted(target.at(index), self.task.loss, self.ridge)
         labels = np.zeros_like(target.Y)
         labels[index] = target.Y[index]
-        by_neighbours = self.graph.margins(train.Y, labels)
+        by_neighbours = self.graph.margins(train.Y, labels, voices(self.task))
         return _Seen(np.column_stack([margins(train, theta), by_neighbours]), theta)
 
 
+def voices(task: Task) -> np.ndarray:
+    """How much training and target rows have to say to neighbours, (n + m,): their counts, which
+    are 1 on average for either."""
+    parts = (task.train, task.target)
+    return np.concatenate([part.shares * part.n_rows for part in parts])
+
+
 def standardised(
-    each: np.ndarray, units: np.ndarray | None = None
+    each: np.ndarray, units: np.ndarray | None = None, shares: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A constant and both margins (n, 2) in units (2, 2) of mean and deviation, cut at four; by
-    default units are their own."""
+    default units are their own, of rows that weigh ``shares``."""
     if units is None:
-        scale = each.std(axis=0)
-        units = np.stack([each.mean(axis=0), np.where(scale > 0, scale, 1.0)])
+        center = np.average(each, axis=0, weights=shares)
+        scale = np.sqrt(np.average((each - center) ** 2, axis=0, weights=shares))
+        rounding = len(each) * np.finfo(float).eps * np.abs(center)
+        units = np.stack([center, np.where(scale > rounding, scale, 1.0)])
     standard = np.clip((each - units[0]) / units[1], -_FARTHEST, _FARTHEST)
     return np.column_stack([np.ones(len(each)), standard]), units
 
 
-def _fold(
-    task: Task, margin: Margins, fold: np.ndarray, prior: torch.Tensor, start: np.ndarray
-) -> Fold:
-    seen = np.setdiff1d(np.arange(task.target.n_rows), fold)
-    features = torch.from_numpy(standardised(margin.seen(seen, start).margins)[0])
+def _fold(task: Task, margin: Margins, fold: np.ndarray, prior: torch.Tensor) -> Fold:
+    seen = margin.seen(np.setdiff1d(np.arange(task.target.n_rows), fold))
+    features = torch.from_numpy(standardised(seen.margins, shares=task.train.shares)[0])
     return Fold(task.problem(task.target.at(fold)), lambda phi: gate(features, phi, prior))

@@ -40,7 +40,9 @@ class LabelGraph:
     folds: np.ndarray
     scale: float
 
-    def margins(self, shares: np.ndarray, shares_target: np.ndarray) -> np.ndarray:
+    def margins(
+        self, shares: np.ndarray, shares_target: np.ndarray, voices: np.ndarray | None = None
+    ) -> np.ndarray:
         """Share of a training row's label less the largest share of any other, (n,).
 
         Parameters
@@ -49,18 +51,23 @@ class LabelGraph:
             Labels of the training rows, one column a class.
         shares_target : ndarray of shape (m, k)
             Those of the target rows, of zeros for rows that are to say nothing.
+        voices : ndarray of shape (n + m,), optional
+            How much each row has to say, 1 on average; the same by default.
         """
-        return label_margins(self.shares(shares, shares_target), shares)
+        return label_margins(self.shares(shares, shares_target, voices), shares)
 
-    def shares(self, shares: np.ndarray, shares_target: np.ndarray) -> np.ndarray:
+    def shares(
+        self, shares: np.ndarray, shares_target: np.ndarray, voices: np.ndarray | None = None
+    ) -> np.ndarray:
         """What neighbours say of every training row, (n, k), without its fold; rows are scaled to
         sum to 1 in absolute value."""
         n_rows, n_classes = shares.shape
         target = _of_target(shares_target)
+        heard = np.ones((n_rows + len(target), 1)) if voices is None else voices[:, np.newaxis]
         labels = []
         for fold in range(self.folds.max() + 1):
             seen = (self.folds != fold)[:, np.newaxis] * (shares - 1 / n_classes)
-            labels.append(np.vstack([seen, target]))
+            labels.append(heard * np.vstack([seen, target]))
         each = self.diffused(np.hstack(labels))[:n_rows].reshape(n_rows, -1, n_classes)
         return _scaled(each[np.arange(n_rows), self.folds])
 
@@ -71,10 +78,12 @@ class LabelGraph:
             told = _SPREAD * (self.adjacency @ told) + (1 - _SPREAD) * labels
         return told
 
-    def of_all_labels(self, shares: np.ndarray, shares_target: np.ndarray) -> np.ndarray:
+    def of_all_labels(
+        self, shares: np.ndarray, shares_target: np.ndarray, voices: np.ndarray
+    ) -> np.ndarray:
         """What every node says to a row that is not in the graph, (n + m, k)."""
         labels = np.vstack([shares - 1 / shares.shape[1], _of_target(shares_target)])
-        return self.diffused(labels)
+        return self.diffused(voices[:, np.newaxis] * labels)
 
 
 def label_graph(X: np.ndarray, X_target: np.ndarray, rng: np.random.RandomState) -> LabelGraph:

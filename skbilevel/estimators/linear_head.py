@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
 
 from skbilevel._sklearn import check_is_fitted, check_sample_weight, column_or_1d, validate_data
 from skbilevel.estimators.linear_proxy import Sample, fitted
@@ -63,13 +64,19 @@ class Units:
         return coef, self.y_scale * constant + self.y_center - coef @ self.center
 
 
+def varied(spread: np.ndarray, size: np.ndarray, n_rows: int) -> np.ndarray:
+    """Mean squares around a center, (d,), or 0 where they are the rounding of mean squares
+    ``size``: a column that is .1 everywhere has a mean next to .1."""
+    return np.where(spread > (n_rows * np.finfo(float).eps) ** 2 * size, spread, 0.0)
+
+
 def units_of(
     X: np.ndarray, y: np.ndarray | None, shares: np.ndarray, standardize: bool, fit_intercept: bool
 ) -> Units:
     """Units of rows (n, d) that weigh ``shares``, and of numbers (n,), or of classes if None."""
     d = X.shape[1]
     center = shares @ X if standardize and fit_intercept else np.zeros(d)
-    spread = shares @ np.square(X - center)
+    spread = varied(shares @ np.square(X - center), shares @ np.square(X), len(X))
     if not standardize:
         spread = np.full(d, spread.mean())
     scale = np.sqrt(np.where(spread > 0, spread, 1.0))
@@ -78,7 +85,7 @@ def units_of(
         constant = _CONSTANT_OF_CLASSES if fit_intercept else 0.0
         return Units(center, scale * np.sqrt(d), constant, 0.0, 1.0)
     y_center = shares @ y if fit_intercept else 0.0
-    y_spread = shares @ np.square(y - y_center)
+    y_spread = varied(shares @ np.square(y - y_center), shares @ np.square(y), len(y))
     return Units(center, scale, float(fit_intercept), y_center, float(np.sqrt(y_spread)) or 1.0)
 
 
@@ -149,6 +156,7 @@ class SoftmaxHead(ClassifierMixin, _LinearHead):
     ) -> SoftmaxHead:
         """Fit to rows (n, d), classes (n,) and weights (n,)."""
         rows, labels = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(labels)
         counts = _counts(sample_weight, rows)
         self.classes_, codes = np.unique(column_or_1d(labels), return_inverse=True)
         units = units_of(rows, None, counts / counts.sum(), self.standardize, self.fit_intercept)
@@ -167,7 +175,8 @@ class SoftmaxHead(ClassifierMixin, _LinearHead):
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Classes (n,)."""
-        return self.classes_[self._outputs(X).argmax(axis=1)]
+        outputs = self._outputs(X)
+        return self.classes_[outputs.argmax(axis=1)]
 
 
 def head_with(head: Any, units: Units, theta: np.ndarray, X: np.ndarray, classes: Any) -> Any:

@@ -39,22 +39,30 @@ _LEAST_SHARE = 1e-12
 class _References:
     """What two models say of the training rows, and the two models of all of them.
 
-    ``losses`` is (n, 2), out of fold; ``thetas`` are (p, 1) each, of all rows.
+    ``losses`` is (n, 2), out of fold; ``thetas`` are (p, 1) each, of all rows, which weigh
+    ``shares``, (n,).
     """
 
     losses: np.ndarray
     thetas: tuple[np.ndarray, np.ndarray]
+    shares: np.ndarray
 
     @property
     def scale(self) -> float:
-        """That of losses of rows which a model predicts: twice a lower quartile."""
-        least = np.quantile(self.losses, 0.25, axis=0).min()
-        return float(2 * max(least, np.finfo(float).tiny))
+        """That of losses of rows which a model predicts: twice a lower quartile, and next to
+        nothing where a quarter is predicted exactly."""
+        quartiles = np.quantile(
+            self.losses, 0.25, axis=0, weights=self.shares, method="inverted_cdf"
+        )
+        least = np.finfo(float).eps * self.losses.mean()
+        return float(2 * max(quartiles.min(), least)) or 1.0
 
 
 def fit_loss_gate(task: Task) -> WeightFit:
     """Learn the weights of training rows from their losses."""
     rng = task.rng()
+    if task.train.n_rows < _TRAIN_FOLDS:
+        return WeightFit(task.train.shares)
     folds = random_folds(task.target.n_rows, _N_FOLDS, rng)
     train_folds = random_folds(task.train.n_rows, _TRAIN_FOLDS, rng)
     ridge_folds = random_folds(task.target.n_rows, _RIDGE_FOLDS, rng)
@@ -83,12 +91,14 @@ def fit_loss_gate(task: Task) -> WeightFit:
         "thetas": np.hstack(told[-1].thetas),
         "log_level": float(np.log(task.train.shares @ shares[-1])),
     }
-    return WeightFit(weights / weights.sum(), phi, {"objective": history}, rule)
+    weights /= weights.sum()
+    return WeightFit(weights, phi, {"objective": history}, rule, n_iter=len(history))
 
 
 def gate_features(each: np.ndarray, scale: float) -> np.ndarray:
     """A constant, and log(1 + l/s) of both losses (n, 2); (n, 3)."""
-    return np.column_stack([np.ones(len(each)), np.log1p(each / scale)])
+    ratio = np.minimum(each / scale, np.finfo(float).max)
+    return np.column_stack([np.ones(len(each)), np.log1p(ratio)])
 
 
 def _sigmoid(a: np.ndarray) -> np.ndarray:
@@ -137,4 +147,4 @@ def _references(
         unseen = task.train.at(fold)
         rest = np.setdiff1d(np.arange(n_rows), fold)
         told[fold] = np.column_stack([losses(unseen, each, task.loss) for each in models(rest)])
-    return _References(told, models(np.arange(n_rows)))
+    return _References(told, models(np.arange(n_rows)), task.train.shares)

@@ -74,7 +74,8 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         Clusters by k-means that "group" weighs where no ``source_groups`` are given.
     refit : {"all", "train"} or None, default="all"
         Fit the final estimator to training and target rows, or to training rows only; a target row
-        counts as often as it is there, and training rows as their effective sample size. None:
+        counts as often as it is there, and training rows as their effective sample size; where
+        "auto" mixes families, both may count less (``sample_weight_`` tells). None:
         keep the parameters at which the solver of "sample" has ended, for the linear default.
     standardize : bool, default=True
         Bring every column to mean 0 and variance 1 for the linear model. False: divide all by
@@ -108,8 +109,8 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
     shift_detected_ : bool or None
         Whether equal weights are clearly worse; only with "auto".
     cv_results_ : dict
-        "family", "l2", "share", "mean_target_loss" out of fold (half the squared error in
-        standardised units, or the log-loss; NaN where nothing had to be chosen), and with "auto"
+        "family", "l2", "share", and "mean_target_loss" out of fold (half the squared error in
+        standardised units, or the log-loss; NaN where there was no choice), and with "auto"
         "difference_to_uniform", "stderr_to_uniform", "difference_to_target", "stderr_to_target".
     weight_params_ : dict of str to ndarray
         Parameters of each family.
@@ -195,8 +196,8 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
     n_folds : "auto" or int, default="auto"
         "auto" is 3.
     relabel : bool, default=False
-        With "gate" and "auto": rows whose label looks wrong come back with the label that
-        neighbours and the model suggest, by how sure these are.
+        With "gate": rows whose label looks wrong come back with the label that neighbours and the
+        model suggest, by how sure these are. ``sample_weight_`` tells of the rows as they were.
     standardize : bool, default=True
         It matters for the distances of neighbours as well.
 
@@ -204,7 +205,8 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
     ----------
     classes_ : ndarray of shape (n_classes,)
     suggested_labels_ : ndarray of shape (n_samples,)
-        With ``relabel``: the labels of the rows of ``X``, but for those that look wrong.
+        With ``relabel``: the labels of the rows of ``X``, but for those that are more likely wrong
+        than right.
 
     See Also
     --------
@@ -286,6 +288,8 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
         self.relabel = relabel
 
     def _classes_of(self, rows: Rows) -> np.ndarray:
+        if self.relabel and self.weighting != "gate":
+            raise ValueError(f"relabel=True needs weighting='gate', not {self.weighting!r}.")
         check_classification_targets(rows.y)
         classes = np.unique(rows.y[rows.counts > 0])
         if len(classes) < 2:
@@ -300,12 +304,9 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
         """Rows whose label looks wrong, with the one that is suggested."""
         if not self.relabel:
             return super()._again(problem, learnt)
-        if self.weighting not in ("auto", "gate"):
-            raise ValueError(
-                f"relabel=True needs weighting='gate' or 'auto', not {self.weighting!r}."
-            )
-        mixture, rows = learnt.mixture, problem.rows
-        found = suggested(problem.task, mixture.weights, mixture.ridge)
+        mixture, rows, fit = learnt.mixture, problem.rows, learnt.selected.fit
+        right = fit.weights / problem.task.train.shares * np.exp(fit.rule["log_level"])
+        found = suggested(problem.task, mixture.weights, right, mixture.ridge)
         labels, told = self.classes_[found.codes], rows.y.copy()
         told[problem.train[found.is_wrong]] = labels[found.is_wrong]
         return Again(
@@ -328,7 +329,13 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
         ndarray of shape (n_samples, n_classes)
         """
         rows = self._features(X)
-        return self.estimator_.predict_proba(rows)
+        shares = self.estimator_.predict_proba(rows)
+        if shares.shape[1] == len(self.classes_):
+            return shares
+        # A class without any row that counts.
+        every = np.zeros((len(shares), len(self.classes_)))
+        every[:, np.searchsorted(self.classes_, self.estimator_.classes_)] = shares
+        return every
 
     @available_if(final_has("decision_function"))
     def decision_function(self, X: ArrayLike) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier, is_regressor
 from sklearn.utils import check_random_state
 
 from skbilevel._sklearn import (
@@ -35,14 +35,17 @@ from skbilevel.estimators.reweighting_fit import (
     warn_of_weights,
     weights_by_rule,
 )
-from skbilevel.estimators.reweighting_rows import Given, Rows, rows_of, target_index
+from skbilevel.estimators.reweighting_rows import Given, Rows, groups_of, rows_of, target_index
 from skbilevel.estimators.weight_families import FAMILIES
 from skbilevel.estimators.weight_learning import Learnt, Plan, learn
-from skbilevel.estimators.weighted_fit import fit_weighted
+from skbilevel.estimators.weighted_fit import fit_weighted, weight_name
 from skbilevel.numerics.random import draw_seed
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.reweighting import PARAMETRISATIONS
 from skbilevel.solvers.weight_descent import Descent
+
+# What only some fits leave.
+_OPTIONAL = ("coef_", "intercept_", "suggested_labels_")
 
 
 def final_has(name: str) -> Callable[[Any], bool]:
@@ -169,7 +172,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
             Training rows, and target rows if ``is_target`` or ``target_column`` says which.
         y : array-like of shape (n_samples,)
         sample_weight : array-like of shape (n_samples,), default=None
-            How often each row counts, before weights are learnt.
+            How often each row counts, before weights are learnt: frequencies, not shares.
         X_val, y_val : array-like of shape (n_val, n_features) and (n_val,), default=None
             Target rows.
         sample_weight_val : array-like of shape (n_val,), default=None
@@ -215,6 +218,9 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         seed = draw_seed(check_random_state(self.random_state))
         rows = rows_of(self, given, seed)
         classes = self._classes_of(rows)
+        self._check_final()
+        for name in _OPTIONAL:
+            self.__dict__.pop(name, None)
         if not len(rows.target):
             self.__dict__.update(self._without_target(rows, classes))
             return self
@@ -235,6 +241,20 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
     def _classes_of(self, rows: Rows) -> np.ndarray | None:
         """None for numbers."""
         return None
+
+    def _check_final(self) -> None:
+        final = self._final(DEFAULT_L2)
+        weight_name(final)
+        is_wrong, kind = (
+            (is_classifier, "regressor")
+            if self._has_numbers
+            else (
+                is_regressor,
+                "classifier",
+            )
+        )
+        if is_wrong(final):
+            raise TypeError(f"estimator={final!r} cannot be used: a {kind} is needed.")
 
     @property
     def _inner_ridge(self) -> float:
@@ -345,7 +365,10 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         classes = getattr(self, "classes_", None)
         known = self._without_column(given), column_or_1d(labels), np.ones(len(given))
         rows = sample_of(*known, units, classes)
-        groups = None if source_groups is None else np.asarray(source_groups)
+        groups = groups_of(source_groups, len(given))
+        has_sources = self._rule["grouping"]["sources"] is not None
+        if self.weighting == "group" and has_sources and groups is None:
+            raise ValueError("source_groups is needed: weights were learnt for groups.")
         return weights_by_rule(self._rule, rows, groups)
 
     def _final(self, l2: float) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 
 from skbilevel._sklearn import ConvergenceWarning, warn_user
 from skbilevel.estimators.linear_head import Units, units_of
@@ -19,6 +20,8 @@ from skbilevel.estimators.weight_task import Task, size
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
 
 _KMEANS_STARTS = 3
+# Logarithm of a weight far from all training rows, which the exponential still takes.
+_LARGEST = 700.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class Grouping:
     def codes(self, features: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """Numbers of the groups of rows (b, d) with names (b,); -1 for one that is not known."""
         if self.centers is not None:
-            distances = np.square(features[:, np.newaxis] - self.centers).sum(axis=2)
-            return distances.argmin(axis=1)
+            return pairwise_distances_argmin(features, self.centers)
         if self.sources is None or groups is None:
             return np.full(len(features), -1)
         place = np.searchsorted(self.sources, groups).clip(max=len(self.sources) - 1)
@@ -73,7 +75,7 @@ class Problem:
 
 def problem_of(rows: Rows, classes: np.ndarray | None, estimator: Any, seed: int) -> Problem:
     """Put training and target rows before the linear model that an estimator asks for."""
-    order = in_order(rows.X, rows.y, seed)
+    order = in_order(rows, seed)
     train, target = order[np.isin(order, rows.train)], order[np.isin(order, rows.target)]
     used = np.concatenate([train, target])
     units = units_of(
@@ -156,11 +158,11 @@ def learnt_attributes(problem: Problem, learnt: Learnt) -> dict[str, Any]:
             family.name: float(share)
             for family, share in zip(learnt.families, learnt.mixture.shares, strict=True)
         },
-        "shift_detected_": learnt.mixture.is_shifted if is_mixture else None,
+        "shift_detected_": learnt.mixture.is_shifted,
         "weight_params_": {family.name: family.fit.phi for family in learnt.families},
         "history_": histories if is_mixture else learnt.families[0].fit.history,
         "cv_results_": cv_results(problem.task, learnt),
-        "n_iter_": max(1, len(next(iter(learnt.selected.fit.history.values()), []))),
+        "n_iter_": max(1, learnt.selected.fit.n_iter),
         "_rule": _rule(problem, learnt),
     }
 
@@ -192,15 +194,15 @@ def warn_of_weights(problem: Problem, learnt: Learnt, size: float, solver: str) 
             ConvergenceWarning,
         )
     n_target, n_parameters = len(problem.target), problem.task.train.X.shape[1]
-    if learnt.selected.name == "target" or size >= max(n_parameters, n_target):
+    if learnt.selected.name in ("target", "uniform") or size >= max(n_parameters, n_target):
         return
     which = f"{n_target} target rows"
     if size < n_parameters:
         which = f"{n_parameters} coefficients of a linear model"
     warn_user(
         f"The weights count as {size:.1f} training rows, fewer than the {which}. If that is not "
-        "what you expect, try weighting='auto' or 'gate', a larger kl, or, for "
-        "weighting='sample', fewer steps (max_iter) and a smaller outer_rate."
+        "what you expect: a larger kl keeps the weights of few parameters nearer to equal ones, "
+        "and of weighting='sample' fewer steps (max_iter) or a smaller outer_rate."
     )
 
 
@@ -260,7 +262,9 @@ def weights_by_rule(rule: dict[str, Any], rows: Sample, groups: np.ndarray | Non
     for name, parts in zip(rule["names"], rule["rules"], strict=True):
         # Families without a rule: one free weight for each row does not carry over.
         log = log_weights(parts, rows, rows.X[:, :d], codes) if parts else np.zeros(len(rows.X))
-        each.append(np.zeros(len(rows.X)) if name == "target" else np.exp(log))
+        each.append(
+            np.zeros(len(rows.X)) if name == "target" else np.exp(np.minimum(log, _LARGEST))
+        )
     if rule["shares"].max() == 1:
         return each[int(rule["shares"].argmax())]
     occurrences = rule["levels"][:, np.newaxis] * np.stack(each)

@@ -12,7 +12,9 @@ from skbilevel._sklearn import check_sample_weight, column_or_1d, validate_data,
 from skbilevel.numerics.random import row_keys
 
 # Columns of X_val this many deviations off those of X are taken for columns of another scale.
-_FAR = 5.0
+_FAR, _FEW_ROWS = 5.0, 10
+# Weights of a mean below this are taken for shares, which they are not.
+_FEW = 0.1
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ def rows_of(estimator: Any, given: Given, seed: int) -> Rows:
     X, y = validate_data(
         estimator, given.X, given.y, dtype=np.float64, y_numeric=estimator._has_numbers
     )
-    y, n_rows = column_or_1d(y, warn=True), len(X)
+    y, n_rows = _labels(estimator, y), len(X)
     counts = _counts(given.sample_weight, X, "sample_weight")
-    groups = _groups(given.source_groups, n_rows)
+    groups = groups_of(given.source_groups, n_rows)
     told = _told(estimator, given)
     column = target_index(estimator)
     if told == "X_val":
@@ -93,7 +95,8 @@ def rows_of(estimator: Any, given: Given, seed: int) -> Rows:
     elif told == "target_column":
         is_target = _from_column(X[:, column], estimator.target_column)
     elif told == "validation_fraction":
-        is_target = _drawn(in_order(X, y, seed), estimator.validation_fraction)
+        order = in_order(Rows(X, y, counts, np.zeros(n_rows, bool), groups, n_rows), seed)
+        is_target = _drawn(n_rows, order, estimator.validation_fraction)
     else:
         is_target = np.zeros(n_rows, bool)
     if column is not None:
@@ -143,6 +146,15 @@ def _as_bool(mask: np.ndarray, name: str) -> np.ndarray:
     return numbers == 1
 
 
+def _labels(estimator: Any, y: Any) -> np.ndarray:
+    labels = column_or_1d(y, warn=True)
+    if estimator._has_numbers and labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"y must be numbers; ReweightingClassifier is for classes such as {labels[0]!r}."
+        )
+    return labels
+
+
 def _told(estimator: Any, given: Given) -> str | None:
     ways = {
         "X_val": given.X_val is not None or given.y_val is not None,
@@ -168,7 +180,8 @@ def _counts(sample_weight: Any, X: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-def _groups(source_groups: Any, n_rows: int) -> np.ndarray | None:
+def groups_of(source_groups: Any, n_rows: int) -> np.ndarray | None:
+    """Names of the groups of rows, (n,), or None."""
     if source_groups is None:
         return None
     groups = np.asarray(source_groups)
@@ -177,6 +190,10 @@ def _groups(source_groups: Any, n_rows: int) -> np.ndarray | None:
             f"source_groups must have one value for each of the {n_rows} rows of X, got shape "
             f"{groups.shape}."
         )
+    try:
+        np.unique(groups)
+    except TypeError as error:
+        raise ValueError("source_groups must be all strings or all numbers.") from error
     return groups
 
 
@@ -194,23 +211,38 @@ def _validation(
         )
     except ValueError as error:
         raise ValueError(f"X_val, y_val: {error}") from error
-    y_val = column_or_1d(y_val, warn=True)
+    y_val = _labels(estimator, y_val)
+    if (y.dtype.kind in "biuf") != (y_val.dtype.kind in "biuf"):
+        raise ValueError(f"y_val must be of the type of y, {y.dtype}, got {y_val.dtype}.")
     if len(X_val) == len(X):
         warn_user(
             f"X_val has as many rows as X, {len(X)}: cross_validate and searches take such an "
             "array for one value per row of X and pass parts of it. Mark target rows with "
             "is_target there."
         )
-    scale = np.maximum(X.std(axis=0), np.finfo(float).tiny)
-    far = np.abs(X_val.mean(axis=0) - X.mean(axis=0)) / scale > _FAR
-    if far.mean() > 0.5:
+    far = _far(X, X_val)
+    is_standardised = np.mean(np.abs(X.mean(axis=0)) + np.abs(X.std(axis=0) - 1) < 1e-6) > 0.5
+    if far.mean() > 0.5 or (is_standardised and far.any()):
         warn_user(
             f"X_val looks as if it were on another scale than X: {far.sum()} of {len(far)} "
-            f"columns have a mean more than {_FAR:g} standard deviations away. A Pipeline "
-            "transforms X_val only if it is told to, by transform_input=['X_val'] with metadata "
-            "routing enabled; or mark target rows with is_target."
+            f"columns have a mean more than {_FAR:g} standard deviations away, or a spread "
+            f"{_FAR:g} times as large or small. A Pipeline transforms X_val only if it is told "
+            "to, by transform_input=['X_val'] with metadata routing enabled; or mark target rows "
+            "with is_target."
         )
     return X_val, y_val, _counts(given.sample_weight_val, X_val, "sample_weight_val")
+
+
+def _far(X: np.ndarray, X_val: np.ndarray) -> np.ndarray:
+    """Which columns, (d,), have another scale in X_val; constant ones do not tell."""
+    scale, other = X.std(axis=0), X_val.std(axis=0)
+    tells = scale > 1e-6 * np.abs(X).max(axis=0)
+    unit = np.where(tells, scale, 1.0)
+    ratio, distance = other / unit, np.abs(X_val.mean(axis=0) - X.mean(axis=0)) / unit
+    spread_tells = len(X_val) > _FEW_ROWS
+    return tells & (
+        (distance > _FAR) | (spread_tells & ((ratio > _FAR) | ((ratio < 1 / _FAR) & (ratio > 0))))
+    )
 
 
 def _from_column(column: np.ndarray, name: str | int) -> np.ndarray:
@@ -223,20 +255,38 @@ def _from_column(column: np.ndarray, name: str | int) -> np.ndarray:
     return column == values[1]
 
 
-def in_order(X: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """Positions of the rows in an order that looks random, and is that of the same rows whatever
-    order they come in."""
-    codes = np.unique(y, return_inverse=True)[1]
-    return row_keys(np.column_stack([X, codes]), seed).argsort(kind="stable")
+def in_order(rows: Rows, seed: int) -> np.ndarray:
+    """Positions of the rows that count, in an order that looks random and is that of the same rows
+    whatever order they come in."""
+    index = np.flatnonzero(rows.counts > 0)
+    keys = row_keys(np.column_stack([rows.X[index], _codes(rows.y[index])]), seed)
+    # Rows that are equal there may differ in these.
+    ties = [rows.counts[index], rows.is_target[index]]
+    if rows.groups is not None:
+        ties.append(np.where(rows.is_target[index], 0, _codes(rows.groups[index])))
+    return index[np.lexsort([*ties, keys])]
 
 
-def _drawn(order: np.ndarray, fraction: float) -> np.ndarray:
-    is_target = np.zeros(len(order), bool)
+def _codes(values: np.ndarray) -> np.ndarray:
+    """Numbers as they are, and ranks of anything else."""
+    if values.dtype.kind in "biuf":
+        return values.astype(float)
+    return np.unique(values, return_inverse=True)[1]
+
+
+def _drawn(n_rows: int, order: np.ndarray, fraction: float) -> np.ndarray:
+    is_target = np.zeros(n_rows, bool)
     is_target[order[: round(fraction * len(order))]] = True
     return is_target
 
 
 def _check_parts(rows: Rows, told: str | None) -> None:
+    if told is not None and rows.counts[rows.train].sum() < _FEW * len(rows.train):
+        warn_user(
+            f"sample_weight of the {len(rows.train)} training rows sums to "
+            f"{rows.counts[rows.train].sum():.3g}: it says how often each row counts, and so few "
+            "rows hardly count beside target rows. Scale it to a mean of 1."
+        )
     if not len(rows.train):
         raise ValueError(f"{told} leaves no training row with a positive weight.")
     if told is not None and len(rows.target) < 2:

@@ -68,14 +68,14 @@ class Mixture:
     weights : ndarray of shape (n + m,)
         Of training and target rows, in occurrences.
     ridge : float
-    is_shifted : bool
-        Whether equal weights are clearly worse.
+    is_shifted : bool or None
+        Whether equal weights are clearly worse; None if there was no choice.
     """
 
     shares: np.ndarray
     weights: np.ndarray
     ridge: float
-    is_shifted: bool
+    is_shifted: bool | None
 
 
 def final_weights(name: str, fit: WeightFit, task: Task) -> np.ndarray:
@@ -101,14 +101,16 @@ def judged(task: Task, name: str, ridges: Sequence[float] | None, n_folds: int) 
 def with_ridge(
     task: Task, name: str, fit: WeightFit, ridges: Sequence[float], n_folds: int
 ) -> Judged:
-    """The ridge for weights that have been learnt, by target rows left out of the fit."""
+    """The ridge for weights that have been learnt, by target rows left out of the fit. They are
+    not left out of the weights, so that their losses tell ridges apart and are not told."""
     weights = final_weights(name, fit, task)
 
     def without(fold: np.ndarray) -> tuple[Sample, np.ndarray]:
         rest = task.target.without(fold)
         return rest, np.concatenate([weights[: task.train.n_rows], rest.counts])
 
-    return Judged(name, fit, weights, *_out_of_fold(task, name, ridges, n_folds, without))
+    ridge, told = _out_of_fold(task, name, ridges, n_folds, without)
+    return Judged(name, fit, weights, ridge, np.full_like(told, np.nan))
 
 
 def ridges_of(name: str, task: Task, ridges: Sequence[float] | None) -> Sequence[float]:
@@ -184,7 +186,7 @@ def difference(losses: np.ndarray, others: np.ndarray, counts: np.ndarray) -> tu
     """Mean of losses less others, (m,) each, and its standard error."""
     share, gap = counts / counts.sum(), losses - others
     mean = float(share @ gap)
-    return mean, float(np.sqrt(share @ np.square(gap - mean) / counts.sum()))
+    return mean, float(np.sqrt(share @ np.square(gap - mean) / _n_judges(counts)))
 
 
 def _is_shifted(each: np.ndarray, counts: np.ndarray) -> bool:
@@ -201,7 +203,13 @@ def _shares(each: np.ndarray, prior: np.ndarray, task: Task) -> np.ndarray:
     out; of classes, minus m times the mean loss.
     """
     counts = task.target.counts
-    draws = task.rng().dirichlet(counts, _N_DRAWS) @ each.T
+    n_judges = _n_judges(counts)
+    draws = task.rng().dirichlet(counts * n_judges / counts.sum(), _N_DRAWS) @ each.T
     tiny = np.finfo(float).tiny
     loss = np.log(np.maximum(draws, tiny)) / 2 if task.loss.is_quadratic else draws
-    return softmax(np.log(prior) - counts.sum() * loss, axis=1).mean(axis=0)
+    return softmax(np.log(prior) - n_judges * loss, axis=1).mean(axis=0)
+
+
+def _n_judges(counts: np.ndarray) -> float:
+    """Target rows as far as judging goes: their effective number, whatever the scale of counts."""
+    return float(counts.sum() ** 2 / np.square(counts).sum())

@@ -112,6 +112,8 @@ def _of_algorithm(task: Task, plan: Plan, on_progress: OnProgress) -> Learnt:
             weights / weights.sum(),
             history=state.history,
             theta=state.theta.numpy().reshape(task.train.X.shape[1], -1),
+            # The exact solver tells of its start as well.
+            n_iter=len(state.history["entropy"]) - (algorithm.solver == "exact"),
         )
         return on_progress(lambda: _alone(task, plan, fit))
 
@@ -126,4 +128,4 @@ def _alone(task: Task, plan: Plan, fit: WeightFit) -> Learnt:
     else:
         unknown = np.full(task.target.n_rows, np.nan)
         family = Judged(name, fit, final_weights(name, fit, task), ridges[0], unknown)
-    return Learnt([family], Mixture(np.ones(1), family.weights, family.ridge, True))
+    return Learnt([family], Mixture(np.ones(1), family.weights, family.ridge, None))

@@ -98,6 +98,8 @@ class WeightFit:
     theta : ndarray of shape (p, k) or None
         Of a solver that moves it along with the weights.
     converged : bool
+    n_iter : int
+        Steps, or evaluations of the outer loss.
     """
 
     weights: np.ndarray
@@ -106,6 +108,7 @@ class WeightFit:
     rule: dict[str, Any] = field(default_factory=dict)
     theta: np.ndarray | None = None
     converged: bool = True
+    n_iter: int = 1
 
 
 def size(weights: np.ndarray, counts: np.ndarray) -> float:

@@ -221,10 +221,13 @@ class Parametrisation(NamedTuple):
         ``a -> w``, (n,) to (n,).
     direction : callable
         ``(a, g) -> (n,)``: a moves against it, given g = dh/dw.
+    counts : Tensor of shape (n,)
+        How often each row occurs.
     """
 
     weights: Callable[[Tensor], Tensor]
     direction: Callable[[Tensor, Tensor], Tensor]
+    counts: Tensor
 
 
 def softmax_pull(weights: Tensor, g: Tensor) -> Tensor:
@@ -235,13 +238,13 @@ def softmax_pull(weights: Tensor, g: Tensor) -> Tensor:
 def _mirror(counts: Tensor) -> Parametrisation:
     """w <- w exp(-eta g) / sum: a is the dual variable of the entropy, and moves along g."""
     prior = counts.log()
-    return Parametrisation(lambda a: (a + prior).softmax(dim=0), lambda a, g: g)
+    return Parametrisation(lambda a: (a + prior).softmax(dim=0), lambda a, g: g, counts)
 
 
 def _softmax(counts: Tensor) -> Parametrisation:
     """w = softmax(a), by gradient descent on a."""
     weights = _mirror(counts).weights
-    return Parametrisation(weights, lambda a, g: softmax_pull(weights(a), g) / counts)
+    return Parametrisation(weights, lambda a, g: softmax_pull(weights(a), g) / counts, counts)
 
 
 def _sigmoid(counts: Tensor) -> Parametrisation:
@@ -252,7 +255,7 @@ def _sigmoid(counts: Tensor) -> Parametrisation:
         shares = a.sigmoid()
         return g * shares * (1 - shares) / n_rows
 
-    return Parametrisation(lambda a: counts * a.sigmoid() / n_rows, direction)
+    return Parametrisation(lambda a: counts * a.sigmoid() / n_rows, direction, counts)
 
 
 # Name -> weights of rows that occur so many times each, (n,): a row that counts twice moves as two

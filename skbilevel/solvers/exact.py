@@ -3,6 +3,7 @@
 Reference: Ivanova and Ablin (2023), arXiv 2310.17386.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from skbilevel.solvers.weight_descent import Descent, OnStep, Parametrisation, R
 from skbilevel.solvers.weighted_newton import Minimum, adjoint, minimum
 
 # Weighted standard deviation of a step of log w that is safe, and how far it may grow.
-_SAFE, _GROWTH, _MOST = 0.5, 1.5, 3.0
+_SAFE, _GROWTH, _MOST, _FARTHEST = 0.5, 1.5, 3.0, 20.0
 
 
 def exact_descent(
@@ -41,25 +42,29 @@ def exact_descent(
     -------
     SolverResult
         ``inner`` is theta*(w), ``outer`` the weights; ``history`` has target loss, entropy and
-        effective sample size of every iterate, from the start on.
+        effective sample size of every iterate, from the start to the last; a step that is taken
+        back leaves the iterate as it was.
     """
     iterate = partial(_iterate, problem, form, settings.tol)
     start = Minimum(torch.zeros(problem.n_parameters, dtype=torch.float64))
     at = iterate(torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a, start)
-    record, reach, solved = Record(problem, on_step), 1.0, at.inner.converged
+    record, reach, solved = Record(problem, form, on_step), 1.0, at.inner.converged
+    stopped = record(at.inner.theta, at.weights)
     for _ in range(settings.n_iter):
-        if record(at.inner.theta, at.weights):
+        if stopped:
             break
-        rate = settings.outer_rate
+        direction, rate = form.direction(at.a, at.g), settings.outer_rate
         if rate is None:
-            rate = _SAFE * reach / max(_deviation(at), torch.finfo(at.g.dtype).tiny)
-        moved = iterate(at.a - rate * form.direction(at.a, at.g), at.inner)
+            rate = _safe_rate(direction, at.weights, reach)
+        moved = iterate(at.a - rate * direction, at.inner)
         if settings.outer_rate is None and not moved.loss <= at.loss:
             reach /= 2
-            continue
-        reach = min(_MOST, reach * _GROWTH)
-        at, solved = moved, solved and moved.inner.converged
-    return record.result(at.inner.theta, at.weights, solved)
+        else:
+            reach = min(_MOST, reach * _GROWTH)
+            at, solved = moved, solved and moved.inner.converged
+        stopped = record(at.inner.theta, at.weights)
+    found = record.result(at.inner.theta, at.weights, solved)
+    return replace(found, n_iter=found.n_iter - 1)
 
 
 class _Iterate(NamedTuple):
@@ -82,7 +87,12 @@ def _iterate(
     return _Iterate(a, weights, inner, float(problem.target_loss(inner.theta)), g)
 
 
-def _deviation(at: _Iterate) -> float:
-    """Standard deviation of g among the rows, as they are weighted."""
-    shares = at.weights / at.weights.sum()
-    return float((shares @ (at.g - shares @ at.g).square()).sqrt())
+def _safe_rate(direction: Tensor, weights: Tensor, reach: float) -> float:
+    """A rate at which a changes by a standard deviation of ``.5 reach`` among the rows, as they
+    are weighted, and by no more than 20 in any row, which may weigh next to nothing."""
+    shares = weights / weights.sum()
+    deviation = float((shares @ (direction - shares @ direction).square()).sqrt())
+    farthest = float(direction.abs().max())
+    if farthest == 0:
+        return 0.0
+    return min(_SAFE * reach / max(deviation, _SAFE * farthest / _FARTHEST), _FARTHEST / farthest)

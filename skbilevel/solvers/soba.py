@@ -41,7 +41,7 @@ def soba(
     a = torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a
     theta = torch.zeros(problem.n_parameters, dtype=torch.float64)
     v = torch.zeros_like(theta)
-    record, weights, rho = Record(problem, on_step), form.weights(a), settings.inner_rate
+    record, weights, rho = Record(problem, form, on_step), form.weights(a), settings.inner_rate
     assert settings.outer_rate is not None
     for _ in range(settings.n_iter):
         point = problem.at(theta)

@@ -46,7 +46,7 @@ def warm_started(
     a = torch.zeros(problem.n_rows, dtype=torch.float64) if a is None else a
     zero = torch.zeros(problem.n_parameters, dtype=torch.float64)
     inner = Minimum(zero if theta is None else theta)
-    record, weights = Record(problem, on_step), form.weights(a)
+    record, weights = Record(problem, form, on_step), form.weights(a)
     for _ in range(settings.n_iter):
         moved = problem.at(inner.theta).gradient(weights)
         inner = Minimum(inner.theta - settings.inner_rate * moved, None, inner.adjoint)

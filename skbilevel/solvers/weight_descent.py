@@ -37,6 +37,10 @@ OnStep = Callable[[State], bool]
 class Parametrisation(Protocol):
     """Weights made of one number a for each row."""
 
+    @property
+    def counts(self) -> Tensor:
+        """How often each row occurs, (n,)."""
+
     def weights(self, a: Tensor) -> Tensor:
         """w, (n,)."""
 
@@ -71,16 +75,18 @@ class Descent:
 class Record:
     """History of a descent, and whether it is to stop."""
 
-    def __init__(self, problem: WeightedProblem, on_step: OnStep | None) -> None:
+    def __init__(
+        self, problem: WeightedProblem, form: Parametrisation, on_step: OnStep | None
+    ) -> None:
         self.history: dict[str, list[float]] = {name: [] for name in MONITORED}
-        self._problem, self._on_step = problem, on_step
+        self._problem, self._counts, self._on_step = problem, form.counts, on_step
 
     def __call__(self, theta: Tensor, weights: Tensor) -> bool:
         shares = weights / weights.sum()
         told = (
             self._problem.target_loss(theta),
-            -torch.special.xlogy(shares, shares).sum(),
-            1 / shares.square().sum(),
+            -torch.special.xlogy(shares, shares / self._counts).sum(),
+            1 / (shares.square() / self._counts).sum(),
         )
         for name, value in zip(MONITORED, told, strict=True):
             self.history[name].append(float(value))

@@ -100,7 +100,8 @@ def adjoint(
     found = _solve(point, weights, right, factor, rtol=rtol, x0=at.adjoint)
     if found.n_iter > _MOST_PRODUCTS:
         factor = _inverse(point, weights)
-    return replace(at, adjoint=found.value, factor=factor)
+    solved = at.converged and found.converged
+    return replace(at, adjoint=found.value, factor=factor, converged=solved)
 
 
 def _gradient(point: WeightedPoint, weights: Tensor) -> tuple[Tensor, float]:
@@ -114,7 +115,9 @@ def _factor(point: WeightedPoint, weights: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
         matrix.diagonal().add_(_JITTER * float(matrix.diagonal().max()))
-        factor = torch.linalg.cholesky(matrix)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        raise FloatingPointError("the Hessian of the weighted loss is not positive definite")
     return factor
 
 

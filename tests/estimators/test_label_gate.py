@@ -2,16 +2,29 @@
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import expit
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from skbilevel.estimators import label_gate
-from skbilevel.estimators.label_gate import fit_label_gate, with_target
+from skbilevel.estimators.label_gate import fit_label_gate, standardised
 from skbilevel.estimators.linear_proxy import Sample, fitted
+from skbilevel.estimators.weight_task import Task, pooled
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY
+from skbilevel.solvers.result import SolverResult
 
 RIDGE = 1e-4
+
+
+def task_of(train, target, kl=None, seed=0):
+    groups = np.zeros(train.n_rows, int)
+    return Task(train, target, CROSS_ENTROPY, RIDGE, True, groups, kl, seed)
+
+
+def sample_of(X, codes):
+    return Sample(X, np.eye(10)[codes], np.ones(len(X)))
 
 
 @pytest.fixture(scope="module")
@@ -26,61 +39,180 @@ def digits():
     noisy = labels.copy()
     is_wrong = r.random_sample(len(X)) < 0.8
     noisy[is_wrong] = (labels + r.randint(1, 10, len(X)))[is_wrong] % 10
-    train = Sample(X[650:], np.eye(10)[noisy[650:]])
-    target = Sample(X[500:650], np.eye(10)[labels[500:650]])
-    return X[:500], labels[:500], train, target, is_wrong[650:]
+    train = sample_of(X[650:], noisy[650:])
+    target = sample_of(X[500:650], labels[500:650])
+    return X[:500], labels[:500], task_of(train, target), is_wrong[650:]
 
 
 @pytest.fixture(scope="module")
 def gated(digits):
-    return fit_label_gate(*digits[2:4], RIDGE, np.random.RandomState(0))
+    return fit_label_gate(digits[2])
 
 
 def test_weights_are_on_right_labels_and_as_even_as_those_of_an_oracle(digits, gated):
-    is_wrong, w = digits[4], gated.weights
+    is_wrong, w = digits[3], gated.weights
     assert w.sum() == pytest.approx(1, rel=1e-12)
-    assert w[~is_wrong].sum() > 0.93
-    assert roc_auc_score(~is_wrong, w) > 0.97
+    assert w[~is_wrong].sum() > 0.95
+    assert roc_auc_score(~is_wrong, w) > 0.98
     entropy = -np.sum(w * np.log(w))
-    assert abs(entropy - np.log((~is_wrong).sum())) < 0.25
+    assert abs(entropy - np.log((~is_wrong).sum())) < 0.15
     assert (gated.phi[1:] > 0.5).all()
 
 
 def test_weighted_rows_and_target_rows_do_better_than_either_alone(digits, gated):
-    X_test, y_test, train, target, is_wrong = digits
+    X_test, y_test, task, is_wrong = digits
 
-    def accuracy(theta):
+    def accuracy(sample, ridge=RIDGE):
+        theta = fitted(sample, CROSS_ENTROPY, ridge)
         return np.mean((X_test @ theta).argmax(axis=1) == y_test)
 
-    both = with_target(gated.weights, len(target.X))
-    found = accuracy(fitted(train.with_rows(target), CROSS_ENTROPY, RIDGE, both))
-    assert found > accuracy(fitted(target, CROSS_ENTROPY, 1e-5)) + 0.005
-    assert found > accuracy(fitted(train, CROSS_ENTROPY, RIDGE)) + 0.2
-    right = with_target(~is_wrong / (~is_wrong).sum(), len(target.X))
-    oracle = accuracy(fitted(train.with_rows(target), CROSS_ENTROPY, RIDGE, right))
-    assert found > oracle - 0.03
+    def with_target(weights):
+        both = task.train.with_rows(task.target)
+        return accuracy(both.weighted(pooled(weights, task.train, task.target)))
+
+    found = with_target(gated.weights)
+    assert found > accuracy(task.target, 1e-5) + 0.005
+    assert found > accuracy(task.train) + 0.2
+    assert found > with_target(~is_wrong / (~is_wrong).sum()) - 0.03
+
+
+def small(digits, **changes):
+    """200 training rows, and 60 of the target, which judge by 20."""
+    task = digits[2]
+    train, target = task.train.at(np.arange(200)), task.target.at(np.arange(60))
+    return task_of(train, target, **changes)
+
+
+def weights_of_folds(task, monkeypatch, phis):
+    """Of each fold the rows that judge, and what the weights are for some phi."""
+    told, found = [], SolverResult([], np.zeros(3), {"objective": [0.0]}, 1, True)
+
+    def spy(folds, *args, **options):
+        for fold in folds:
+            judges = [
+                int(np.flatnonzero((x == task.target.X).all(axis=1))[0])
+                for x in fold.problem.target.X.numpy()
+            ]
+            weights = [fold.family(torch.tensor(phi).double()).value.numpy() for phi in phis]
+            told.append((judges, np.stack(weights)))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label_gate, "parametric_weights", spy)
+        patch.setattr(label_gate, "best_ridge", lambda *args: 1e-4)
+        fit_label_gate(task)
+    return told
 
 
 def test_rows_that_judge_a_fold_are_in_none_of_its_features(digits, monkeypatch):
-    """Labels of the fold may be anything: what the weights are made of stays as it was."""
-    train, target = digits[2].at(np.arange(200)), digits[3].at(np.arange(60))
-    seen = []
-    real = label_gate._features
+    """Labels of the fold may be anything: what its weights are made of stays as it was, and that
+    of the other folds does not."""
+    task, phis = small(digits), [(0, 1, 0), (0, 0, 1), (-1, 2, 1)]
+    before = weights_of_folds(task, monkeypatch, phis)
+    assert [len(judges) for judges, _ in before] == [20, 20, 20]
+    assert_array_equal(np.sort(np.concatenate([judges for judges, _ in before])), np.arange(60))
+    for number, (judges, weights) in enumerate(before):
+        labels = task.target.Y.copy()
+        labels[judges] = np.roll(labels[judges], 1, axis=1)
+        changed = task_of(task.train, Sample(task.target.X, labels, task.target.counts))
+        after = weights_of_folds(changed, monkeypatch, phis)
+        assert after[number][0] == judges
+        assert_array_equal(after[number][1], weights)
+        for other in {0, 1, 2} - {number}:
+            gaps = np.abs(after[other][1] - before[other][1]).max(axis=1)
+            assert (gaps > 1e-3).all()
 
-    def spy(train, target, index, graph, ridge):
-        features = real(train, target, index, graph, ridge)
-        hidden = np.setdiff1d(np.arange(len(target.X)), index)
-        other = target.Y.copy()
-        other[hidden] = np.roll(other[hidden], 1, axis=1)
-        again = real(train, Sample(target.X, other), index, graph, ridge)
-        seen.append((len(hidden), float((features - again).abs().max())))
-        return features
 
-    monkeypatch.setattr(label_gate, "_features", spy)
-    fit_label_gate(train, target, RIDGE, np.random.RandomState(0))
-    assert sorted(seen) == [(0, 0.0), (20, 0.0), (20, 0.0), (20, 0.0)]
+def test_fold_of_a_label_that_others_lack_is_judged_all_the_same(digits):
+    """A class of one target row is in one fold alone."""
+    task = small(digits)
+    codes = task.target.Y.argmax(axis=1)
+    keep = np.flatnonzero((codes != 3) | (np.cumsum(codes == 3) == 1))
+    found = fit_label_gate(task_of(task.train, task.target.at(keep)))
+    assert np.isfinite(found.weights).all()
+    assert found.weights.sum() == pytest.approx(1, rel=1e-12)
 
 
-def test_target_rows_count_as_rows_of_the_effective_size():
-    weights = np.array([0.5, 0.5, 0.0, 0.0])
-    assert_allclose(with_target(weights, 2), np.array([1, 1, 0, 0, 1, 1]) / 4)
+def test_strong_divergence_makes_weights_equal(digits):
+    equal = fit_label_gate(small(digits, kl=1e4)).weights
+    free = fit_label_gate(small(digits, kl=0.0)).weights
+    assert np.abs(200 * equal - 1).max() < 0.05
+    assert np.abs(200 * free - 1).max() > 1
+
+
+def test_counts_are_occurrences_of_a_row(digits, monkeypatch):
+    """Of weights, of units of margins, and of what a row has to say to its neighbours."""
+    phi, graphs, told = np.array([-1.0, 1.0, 2.0]), [], []
+    found = SolverResult([], phi, {"objective": [0.0]}, 1, True)
+    real_graph, real_standardised = label_gate.label_graph, label_gate.standardised
+
+    def graph_of(*args):
+        graphs.append(real_graph(*args))
+        return graphs[-1]
+
+    def spy(each, *args, **options):
+        features = real_standardised(each, *args, **options)[0]
+        told.append((each, features))
+        return features, args
+
+    monkeypatch.setattr(label_gate, "parametric_weights", lambda *args, **options: found)
+    monkeypatch.setattr(label_gate, "label_graph", graph_of)
+    monkeypatch.setattr(label_gate, "standardised", spy)
+    task, counts, counts_target = small(digits), 1.0 + np.arange(200) % 3, 1.0 + np.arange(60) % 2
+    train, target = task.train.weighted(counts), task.target.weighted(counts_target)
+    fit = fit_label_gate(task_of(train, target))
+
+    assert len(told) == 4
+    for each, features in told:
+        repeated = np.repeat(each, counts.astype(int), axis=0)
+        standard = (each - repeated.mean(axis=0)) / repeated.std(axis=0)
+        expected = np.column_stack([np.ones(200), standard.clip(-4, 4)])
+        assert_allclose(features, expected, atol=1e-10)
+    # Target rows of the whole are heard, which were not in the graph of a fold.
+    heard = np.concatenate([counts / counts.mean(), counts_target / counts_target.mean()])
+    by_neighbours = graphs[0].margins(train.Y, target.Y, heard)
+    whole = [features for each, features in told if np.allclose(each[:, 1], by_neighbours)]
+    assert len(whole) == 1
+    shares = counts * expit(whole[0] @ phi)
+    assert_allclose(fit.weights, shares / shares.sum(), rtol=1e-10)
+    assert_allclose(
+        fit.rule["told"], graphs[0].of_all_labels(train.Y, target.Y, heard), rtol=1e-12
+    )
+
+
+def test_scale_of_counts_says_nothing(digits):
+    task = small(digits)
+    counts, counts_target = 1.0 + np.arange(200) % 3, 1.0 + np.arange(60) % 2
+    found, scaled = (
+        fit_label_gate(
+            task_of(task.train.weighted(by * counts), task.target.weighted(counts_target / by))
+        ).weights
+        for by in (1.0, 8.0)
+    )
+    assert_allclose(scaled, found, rtol=1e-9)
+
+
+def test_margins_are_standardised_and_cut_at_four():
+    each = np.column_stack([np.r_[np.zeros(99), 100.0], np.ones(100)])
+    features, units = standardised(each)
+    assert_allclose(units, [[1.0, 1.0], [each[:, 0].std(), 1.0]], rtol=1e-13)
+    assert_array_equal(features[:, 0], 1)
+    assert features[-1, 1] == 4.0
+    assert_allclose(features[0, 1], -1 / each[:, 0].std(), rtol=1e-13)
+    assert_array_equal(features[:, 2], 0)
+    again, _ = standardised(np.array([[1.0, 3.0], [-1e9, 1e9]]), units)
+    assert_allclose(again, [[1, 0, 2], [1, -4, 4]], atol=1e-13)
+
+
+def test_margins_are_standardised_as_their_rows_are_repeated():
+    each, counts = np.random.default_rng(0).normal(size=(30, 2)), 1.0 + np.arange(30) % 2
+    weighted, units = standardised(each, shares=counts / counts.sum())
+    repeated, expected = standardised(np.repeat(each, counts.astype(int), axis=0))
+    assert_allclose(units, expected, rtol=1e-12)
+    assert_allclose(np.repeat(weighted, counts.astype(int), axis=0), repeated, atol=1e-12)
+
+
+def test_margins_that_do_not_differ_say_nothing():
+    for value in np.arange(1, 20) / 10:
+        features, _ = standardised(np.full((50, 2), value), shares=np.full(50, 0.02))
+        assert_allclose(features[:, 1:], 0, atol=1e-10)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skbilevel.estimators.label_graph import label_graph
+from skbilevel.estimators.label_graph import label_graph, label_margins, told_by_neighbours
 
 K = 3
 
@@ -62,6 +62,24 @@ def test_shares_are_labels_diffused_without_the_fold_of_the_row():
         assert_allclose(told[i], F[i] / np.abs(F[i]).sum(), rtol=1e-9)
 
 
+def test_rows_are_heard_as_their_voices_are_loud():
+    X, Y, X_target, Y_target = case()
+    graph, S = graph_of(X, X_target), dense_adjacency(np.vstack([X, X_target]))
+    voices = np.random.default_rng(0).random(len(S)) + 0.1
+    told = graph.shares(Y, Y_target, voices)
+    for i in (0, 11, 29):
+        given = np.vstack([Y - 1 / K, 10 * (Y_target - 1 / K)]) * voices[:, None]
+        given[: len(X)][graph.folds == graph.folds[i]] = 0
+        F = given
+        for _ in range(15):
+            F = 0.9 * S @ F + 0.1 * given
+        assert_allclose(told[i], F[i] / np.abs(F[i]).sum(), rtol=1e-9)
+    margins = graph.margins(Y, Y_target, voices)
+    assert_array_equal(margins, label_margins(told, Y))
+    assert np.abs(told - graph.shares(Y, Y_target)).max() > 0.01
+    assert_array_equal(graph.shares(Y, Y_target, np.ones(len(S))), graph.shares(Y, Y_target))
+
+
 def test_margin_is_that_of_the_label():
     X, Y, X_target, Y_target = case()
     graph = graph_of(X, X_target)
@@ -79,6 +97,49 @@ def test_own_label_does_not_count_and_a_wrong_one_shows():
     wrong[4] = np.roll(Y[4], 1)
     assert_array_equal(graph.shares(wrong, Y_target)[4], graph.shares(Y, Y_target)[4])
     assert graph.margins(wrong, Y_target)[4] < 0 < graph.margins(Y, Y_target)[4]
+
+
+def test_labels_for_rows_outside_are_diffused_with_none_set_aside():
+    X, Y, X_target, Y_target = case()
+    graph, S = graph_of(X, X_target), dense_adjacency(np.vstack([X, X_target]))
+    voices = np.random.default_rng(0).random(len(S)) + 0.5
+    given = voices[:, None] * np.vstack([Y - 1 / K, 10 * (Y_target - 1 / K)])
+    F = given
+    for _ in range(15):
+        F = 0.9 * S @ F + 0.1 * given
+    assert_allclose(graph.of_all_labels(Y, Y_target, voices), F, rtol=1e-9)
+    shares = F[: len(X)] / np.abs(F[: len(X)]).sum(axis=1, keepdims=True)
+    assert np.abs(graph.shares(Y, Y_target, voices) - shares).max() > 0.01
+
+
+@pytest.mark.parametrize(("n", "n_near"), [(38, 10), (6, 6)])
+def test_row_outside_is_told_by_its_ten_nearest_nodes(n, n_near):
+    rng = np.random.default_rng(1)
+    nodes, told, rows = (rng.normal(size=shape) for shape in ((n, 2), (n, K), (9, 2)))
+    found = told_by_neighbours(nodes, told, 0.7, rows)
+    for row, shares in zip(rows, found, strict=True):
+        squared = np.array([np.sum((row - node) ** 2) for node in nodes])
+        total = np.zeros(K)
+        for j in np.argsort(squared)[:n_near]:
+            total = total + np.exp(-squared[j] / 0.7) * told[j]
+        assert_allclose(shares, total / np.abs(total).sum(), rtol=1e-10)
+
+
+def test_row_beside_a_cluster_is_told_its_label():
+    X, Y, X_target, Y_target = case()
+    graph, nodes = graph_of(X, X_target), np.vstack([X, X_target])
+    told = graph.of_all_labels(Y, Y_target, np.ones(len(nodes)))
+    centres = np.stack([X[Y[:, c] == 1].mean(axis=0) for c in range(K)])
+    shares = told_by_neighbours(nodes, told, graph.scale, centres)
+    assert_array_equal(shares.argmax(axis=1), np.arange(K))
+    right, wrong = label_margins(shares, np.eye(K)), label_margins(shares, np.eye(K)[[1, 2, 0]])
+    assert wrong.max() < 0 < right.min()
+
+
+def test_row_from_which_all_nodes_are_far_is_told_nothing():
+    """Edges underflow: no share is larger than another, and none is not a number."""
+    nodes, told = np.zeros((12, 2)), np.eye(K)[np.zeros(12, int)]
+    assert_array_equal(told_by_neighbours(nodes, told, 1.0, np.full((1, 2), 1e3)), 0)
 
 
 def test_target_rows_of_zeros_say_nothing():
