@@ -67,8 +67,8 @@ model = ReweightingRegressor(
 )
 warm = {"solver": "warm_started", "inner_rate": 0.05}
 WAYS = {
-    "uniform": {"weighting": "uniform"},
-    "ideal": {"weighting": "uniform"},
+    "uniform": {"weighting": "uniform", "refit": "train"},
+    "ideal": {"weighting": "uniform", "refit": "train"},
     "exact (algorithm 1)": {"solver": "exact", "outer_rate": 0.1},
     "warm-started, ratio 0.1": {**warm, "outer_rate": 0.005},
     "warm-started, ratio 100": {**warm, "outer_rate": 5.0},
