@@ -52,7 +52,7 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         Most steps of "sample".
     outer_rate : "auto" or float, default="auto"
         Rate of the weights of "sample". "auto": the exact solver moves log weights by a standard
-        deviation of .5 to 1.5 and never raises the target's loss; others use ``inner_rate``.
+        deviation of up to 1.5 and never raises the target's loss; others use ``inner_rate``.
     inner_rate : "auto" or float, default="auto"
         Rate of the parameters of "sample", where they are not solved for; 0 freezes them. "auto"
         is .5 over the largest squared norm of a row.
@@ -61,8 +61,9 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         False: after ``max_iter`` steps.
     l2 : "auto" or float, default="auto"
         lambda: the linear model has lambda/2 times its sum of squared coefficients, beside losses
-        whose weights sum to 1. "auto" is chosen by target rows out of fold, from 1e-4, .01 and .1,
-        and from 1e-4 to 1 for "target"; 1e-4 without target rows.
+        whose weights sum to 1. "auto" is chosen by target rows that are left out of the fit: the
+        least of 1e-4, .01 and .1 that is within a standard error of the best, and for "target" the
+        best from 1e-4 to 1; 1e-4 without target rows.
     kl : "auto" or float, default="auto"
         Strength of the divergence of the weights from equal ones, in losses of target rows under a
         model of all training rows, for "gate", "loglinear" and "group". "auto": .003 for a gate,
@@ -75,8 +76,8 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
     refit : {"all", "train"} or None, default="all"
         Fit the final estimator to training and target rows, or to training rows only; a target row
         counts as often as it is there, and training rows as their effective sample size; where
-        "auto" mixes families, both may count less (``sample_weight_`` tells). None:
-        keep the parameters at which the solver of "sample" has ended, for the linear default.
+        "auto" mixes families, both may count less (``sample_weight_`` tells). None: keep the
+        parameters at which the solver of "sample" has ended, for the linear default.
     standardize : bool, default=True
         Bring every column to mean 0 and variance 1 for the linear model. False: divide all by
         one number, for columns that share a unit, such as pixels.
@@ -198,6 +199,7 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
     relabel : bool, default=False
         With "gate": rows whose label looks wrong come back with the label that neighbours and the
         model suggest, by how sure these are. ``sample_weight_`` tells of the rows as they were.
+        It does nothing without target rows.
     standardize : bool, default=True
         It matters for the distances of neighbours as well.
 

@@ -196,14 +196,15 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         FloatingPointError
             If the steps of "sample" leave the range of numbers.
         TypeError
-            If the final estimator takes no weights.
+            If the final estimator takes no weights, or is of the other kind.
 
         Warns
         -----
         UserWarning
             Without any target row: all rows then count alike, times ``sample_weight``. If
-            ``X_val`` looks as if it were on another scale than ``X``, or has as many rows. If the
-            effective sample size is below the number of coefficients or of target rows.
+            ``X_val`` looks as if it were on another scale than ``X``, or has as many rows. If
+            ``sample_weight`` is below .1 on average. If the effective sample size is below the
+            number of coefficients or of target rows.
         ConvergenceWarning
             If the target's loss has grown by the steps of "sample", for rates that are too large.
         """
@@ -245,15 +246,8 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
     def _check_final(self) -> None:
         final = self._final(DEFAULT_L2)
         weight_name(final)
-        is_wrong, kind = (
-            (is_classifier, "regressor")
-            if self._has_numbers
-            else (
-                is_regressor,
-                "classifier",
-            )
-        )
-        if is_wrong(final):
+        if (is_classifier if self._has_numbers else is_regressor)(final):
+            kind = "regressor" if self._has_numbers else "classifier"
             raise TypeError(f"estimator={final!r} cannot be used: a {kind} is needed.")
 
     @property
@@ -351,7 +345,8 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            With ``weighting="sample"``.
+            With ``weighting="sample"``, or if weights are those of ``source_groups`` and none are
+            given.
         """
         check_is_fitted(self)
         if self.weighting == "sample":

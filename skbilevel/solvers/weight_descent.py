@@ -58,8 +58,8 @@ class Descent:
     outer_rate : float or None
         eta, of the weights. None is for the exact method, which then never raises the target
         loss: log w changes with a weighted standard deviation of .5 at first, by half as much
-        again after every step, up to 1.5, and a step that raises the loss is taken back and
-        halved.
+        again after every step, up to 1.5, and by 20 at most in any row; a step that raises the
+        loss is taken back and halved.
     inner_rate : float
         rho, of theta, where it is not solved for.
     tol : float
