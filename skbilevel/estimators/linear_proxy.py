@@ -88,7 +88,7 @@ def fitted(
 def losses(sample: Sample, theta: np.ndarray, loss: LinearLoss) -> np.ndarray:
     """Of each row, (n,)."""
     outputs, labels = _tensors(sample.X @ theta, sample.Y)
-    return loss.value(outputs, labels).numpy()
+    return loss.at(outputs, labels).value.numpy()
 
 
 def margins(sample: Sample, theta: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skbilevel.objectives.linear_loss import LinearLoss
+from skbilevel.objectives.linear_loss import LinearLoss, Response
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class WeightedLinear:
     def n_parameters(self) -> int:
         """p k."""
         return self.X.shape[1] * self.Y.shape[1]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Y, stored column by column as outputs are: sums over classes are then sums of columns."""
+        return self.Y.T.contiguous().T
 
     @property
     def is_quadratic(self) -> bool:
@@ -158,23 +163,13 @@ class Point:
     theta: Tensor
 
     @cached_property
-    def outputs(self) -> Tensor:
-        """X theta, (n, k)."""
-        return self.problem.X @ _matrix(self.theta, self.problem.X)
+    def _response(self) -> Response:
+        return self.problem.loss.at(self._along(self.theta), self.problem.labels)
 
-    @cached_property
-    def slope(self) -> Tensor:
-        """dl_i/dz, (n, k)."""
-        return self.problem.loss.slope(self.outputs, self.problem.Y)
-
-    @cached_property
+    @property
     def losses(self) -> Tensor:
         """l_i, (n,)."""
-        return self.problem.loss.value(self.outputs, self.problem.Y)
-
-    @cached_property
-    def _curved(self) -> Callable[[Tensor], Tensor]:
-        return self.problem.loss.curved(self.outputs)
+        return self._response.value
 
     def value(self, weights: Tensor) -> Tensor:
         """G of eq. (1)."""
@@ -182,29 +177,30 @@ class Point:
 
     def gradient(self, weights: Tensor) -> Tensor:
         """d_theta G, (p k,)."""
-        return self._back(weights, self.slope) + self.problem.ridge * self.theta
+        return self._back(weights, self._response.slope) + self.problem.ridge * self.theta
 
     def product(self, weights: Tensor, v: Tensor) -> Tensor:
         """H v of eq. (5), (p k,)."""
-        return self._back(weights, self._curved(self._along(v))) + self.problem.ridge * v
+        return self._back(weights, self._response.curved(self._along(v))) + self.problem.ridge * v
 
     def alignment(self, v: Tensor) -> Tensor:
         """g of eq. (6), (n,)."""
-        return -(self.slope * self._along(v)).sum(dim=1)
+        return -(self._response.slope * self._along(v)).sum(dim=1)
 
     def shared_matrix(self, weights: Tensor) -> Tensor:
         """sum_i w_i c_i x_i x_i' + lambda I, (p, p), with the mean curvature c_i of a row: one
         block of H for all outputs if the loss is quadratic, and near it if not."""
-        rows, curvature = self.problem.X, self.problem.loss.curvature(self.outputs)
+        rows, curvature = self.problem.X, self._response.curvature
         matrix = rows.T @ ((weights * curvature)[:, None] * rows)
         matrix.diagonal().add_(self.problem.ridge)
         return matrix
 
     def _along(self, v: Tensor) -> Tensor:
-        return self.problem.X @ _matrix(v, self.problem.X)
+        """X v, (n, k), stored column by column."""
+        return (_matrix(v, self.problem.X).T @ self.problem.X.T).T
 
     def _back(self, weights: Tensor, parts: Tensor) -> Tensor:
-        return (self.problem.X.T @ (weights[:, None] * parts)).reshape(-1)
+        return ((parts.T * weights) @ self.problem.X).T.reshape(-1)
 
 
 def _matrix(theta: Tensor, rows: Tensor) -> Tensor:
