@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from skbilevel.estimators.linear_head import varied
 from skbilevel.estimators.linear_proxy import fitted, losses, random_folds
 from skbilevel.estimators.weight_task import Task, WeightFit
-from skbilevel.objectives.reweighting import log_linear
+from skbilevel.objectives.reweighting import Weights, log_linear
 from skbilevel.solvers.parametric_weights import Fold, parametric_weights
 
 # Strengths of the divergence, in losses of equal weights, and folds of the target by which it is
@@ -90,9 +90,12 @@ def _fit(task: Task, strength: float, features: np.ndarray, rule: dict) -> Weigh
         # Rows that do not differ.
         nothing = {"phi": np.zeros(0), "log_level": 0.0}
         return WeightFit(task.train.shares, rule={**rule, **nothing})
+
+    def family(phi: torch.Tensor) -> Weights:
+        return log_linear(known, phi, prior)
+
     found = parametric_weights(
-        [Fold(task.problem(task.target), lambda phi: log_linear(known, phi, prior))],
-        task.penalty(strength),
+        [Fold(task.problem(task.target), family, task.penalty(strength))],
         np.zeros(q),
         bounds=[(-_LARGEST, _LARGEST)] * q,
         max_iter=_MAX_ITER,

@@ -1,5 +1,9 @@
 """A gate for labels: the probability that the label of a training row is right, from two margins.
 
+A training row counts beside target rows, whose labels are right, as much as its own is likely to
+be. Weights are learnt with both kinds of rows in the model, as they are in the end: where margins
+tell little, training rows as a whole count little.
+
 One margin is that of a model of the target rows alone, which has seen no wrong label; the other is
 what neighbours say. How much each counts is learnt for the loss of target rows that neither has
 seen: a reference that has seen the rows that judge it would be believed too much.
@@ -7,93 +11,80 @@ seen: a reference that has seen the rows that judge it would be believed too muc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 
-from skbilevel.estimators.label_graph import LabelGraph, label_graph
+from skbilevel.estimators.label_graph import label_graph, label_margins
 from skbilevel.estimators.linear_proxy import best_ridge, fitted, margins, random_folds
 from skbilevel.estimators.weight_task import Task, WeightFit
 from skbilevel.objectives.reweighting import gate
 from skbilevel.solvers.parametric_weights import Fold, parametric_weights
 
-# Folds of the target that judge, and those by which the reference's ridge is chosen.
+# Folds of the target that judge the weights, and the ridge of references.
 # Half of many target rows is enough for a reference.
-_MANY, _N_FOLDS, _RIDGES, _RIDGE_FOLDS = 150, 3, (1e-5, 1e-4, 1e-3), 3
+_MANY, _N_FOLDS, _RIDGES = 150, 3, (1e-5, 1e-4, 1e-3)
 _FARTHEST = 4.0
 # Of the divergence from equal weights, in the loss of equal shares; and of phi.
 _KL, _PRECISION = 0.003, 1e-4
-_START, _BOUNDS, _MAX_ITER = (-1.0, 1.0, 1.0), ((-12.0, 12.0), (-8.0, 8.0), (-8.0, 8.0)), 4
+_START, _BOUNDS, _MAX_ITER = (-1.0, 1.0, 1.0), ((-12.0, 12.0), (-8.0, 8.0), (-8.0, 8.0)), 6
 
 
 def fit_label_gate(task: Task) -> WeightFit:
     """Learn the weights of training rows from the margins of their labels."""
-    rng, n_target = task.rng(), task.target.n_rows
+    rng, n_target, train = task.rng(), task.target.n_rows, task.train
     folds = random_folds(n_target, 2 if n_target >= _MANY else _N_FOLDS, rng)
-    graph = label_graph(task.features(task.train), task.features(task.target), rng)
-    ridge_folds = random_folds(n_target, _RIDGE_FOLDS, rng)
-    margin = Margins(task, graph, best_ridge(task.target, task.loss, _RIDGES, ridge_folds))
-    prior = torch.from_numpy(task.train.shares)
-    whole = margin.seen(np.arange(n_target))
-    train = task.train
+    graph = label_graph(task.features(train), task.features(task.target), rng)
+    heard = graph.heard(train.Y, task.target.Y, voices(task), folds)
+    references = _references(task, folds)
+    problems = []
+    for number, fold in enumerate(folds):
+        others = [each for each in range(len(folds)) if each != number]
+        seen = _margins(task, references[number], heard.shares(others))
+        features = torch.from_numpy(standardised(seen, shares=train.shares)[0])
+        problems.append(_fold(task, fold, features))
     found = parametric_weights(
-        [_fold(task, margin, fold, prior) for fold in folds],
-        task.penalty(_KL if task.kl is None else task.kl),
+        problems,
         np.array(_START),
         bounds=_BOUNDS,
         precision=_PRECISION,
         max_iter=_MAX_ITER,
     )
-    features, units = standardised(whole.margins, shares=train.shares)
-    weights = gate(torch.from_numpy(features), torch.from_numpy(found.outer), prior).value.numpy()
-    use = torch.from_numpy(features @ found.outer).sigmoid().numpy()
+    phi = found.outer
+    seen = _margins(task, references[-1], heard.shares())
+    standard, units = standardised(seen, shares=train.shares)
+    use = expit(standard @ phi)
+    weights = train.counts * use
+    mass = float(weights.sum())
     rule = {
         "kind": "label_gate",
         "log_level": float(np.log(train.shares @ use)),
-        "phi": found.outer,
+        "phi": phi,
         "units": units,
-        "theta": whole.theta,
+        "theta": references[-1],
         "nodes": np.vstack([task.features(train), task.features(task.target)]),
-        "told": graph.of_all_labels(train.Y, task.target.Y, voices(task)),
+        "told": heard.of_all(),
         "scale": graph.scale,
     }
     n_iter = len(found.history["objective"])
-    return WeightFit(weights, found.outer, found.history, rule, n_iter=n_iter)
+    return WeightFit(weights / mass, phi, found.history, rule, n_iter=n_iter, mass=mass)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Margins of training rows, (n, 2), by some target rows, and the model of these, (p, k)."""
+def _references(task: Task, folds: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Models (p, k) of the target rows without each fold, and one of all."""
+    ridge, near = best_ridge(task.target, task.loss, _RIDGES, folds)
+    thetas = [
+        fitted(task.target.without(fold), task.loss, ridge, start)
+        for fold, start in zip(folds, near, strict=True)
+    ]
+    return [*thetas, fitted(task.target, task.loss, ridge, np.mean(thetas, axis=0))]
 
-    margins: np.ndarray
-    theta: np.ndarray
 
-
-@dataclass(frozen=True)
-class Margins:
-    """Makes the margins of training rows.
-
-    Attributes
-    ----------
-    task : Task
-    graph : LabelGraph
-    ridge : float
-        Of the model of target rows.
-    """
-
-    task: Task
-    graph: LabelGraph
-    ridge: float
-
-    def seen(self, index: np.ndarray) -> _Seen:
-        """From these target rows alone."""
-        train, target = self.task.train, self.task.target
-        theta = fitted(target.at(index), self.task.loss, self.ridge)
-        labels = np.zeros_like(target.Y)
-        labels[index] = target.Y[index]
-        by_neighbours = self.graph.margins(train.Y, labels, voices(self.task))
-        return _Seen(np.column_stack([margins(train, theta), by_neighbours]), theta)
+def _margins(task: Task, reference: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """Of training rows, (n, 2), by a model of target rows and by what neighbours say."""
+    return np.column_stack([margins(task.train, reference), label_margins(told, task.train.Y)])
 
 
 def voices(task: Task) -> np.ndarray:
@@ -117,7 +108,13 @@ def standardised(
     return np.column_stack([np.ones(len(each)), standard]), units
 
 
-def _fold(task: Task, margin: Margins, fold: np.ndarray, prior: torch.Tensor) -> Fold:
-    seen = margin.seen(np.setdiff1d(np.arange(task.target.n_rows), fold))
-    features = torch.from_numpy(standardised(seen.margins, shares=task.train.shares)[0])
-    return Fold(task.problem(task.target.at(fold)), lambda phi: gate(features, phi, prior))
+def _fold(task: Task, fold: np.ndarray, features: torch.Tensor) -> Fold:
+    """Training rows and the target rows that do not judge, before those that do."""
+    rest = task.target.without(fold)
+    rows = task.train.with_rows(rest)
+    prior, certain = torch.from_numpy(task.train.counts), torch.from_numpy(rest.counts)
+    return Fold(
+        task.problem(task.target.at(fold), rows),
+        lambda phi: gate(features, phi, prior, certain),
+        task.penalty(_KL if task.kl is None else task.kl, rows),
+    )

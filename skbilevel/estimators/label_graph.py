@@ -10,6 +10,7 @@ consistency, NeurIPS 16, whose equation is in `LabelGraph.diffused`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,36 +41,37 @@ class LabelGraph:
     folds: np.ndarray
     scale: float
 
-    def margins(
-        self, shares: np.ndarray, shares_target: np.ndarray, voices: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Share of a training row's label less the largest share of any other, (n,).
+    def heard(
+        self,
+        shares: np.ndarray,
+        shares_target: np.ndarray,
+        voices: np.ndarray,
+        parts: Sequence[np.ndarray] | None = None,
+    ) -> Heard:
+        """Diffuse all labels once, so that they can be left out later: what is heard is a sum.
 
         Parameters
         ----------
         shares : ndarray of shape (n, k)
             Labels of the training rows, one column a class.
         shares_target : ndarray of shape (m, k)
-            Those of the target rows, of zeros for rows that are to say nothing.
-        voices : ndarray of shape (n + m,), optional
-            How much each row has to say, 1 on average; the same by default.
+            Those of the target rows.
+        voices : ndarray of shape (n + m,)
+            How much each row has to say, 1 on average.
+        parts : sequence of ndarray, optional
+            Positions of target rows that are heard or left out together; one part by default.
         """
-        return label_margins(self.shares(shares, shares_target, voices), shares)
-
-    def shares(
-        self, shares: np.ndarray, shares_target: np.ndarray, voices: np.ndarray | None = None
-    ) -> np.ndarray:
-        """What neighbours say of every training row, (n, k), without its fold; rows are scaled to
-        sum to 1 in absolute value."""
-        n_rows, n_classes = shares.shape
-        target = _of_target(shares_target)
-        heard = np.ones((n_rows + len(target), 1)) if voices is None else voices[:, np.newaxis]
-        labels = []
-        for fold in range(self.folds.max() + 1):
-            seen = (self.folds != fold)[:, np.newaxis] * (shares - 1 / n_classes)
-            labels.append(heard * np.vstack([seen, target]))
-        each = self.diffused(np.hstack(labels))[:n_rows].reshape(n_rows, -1, n_classes)
-        return _scaled(each[np.arange(n_rows), self.folds])
+        (n_rows, n_classes), n_target = shares.shape, len(shares_target)
+        parts = [np.arange(n_target)] if parts is None else parts
+        said = voices[:, np.newaxis] * np.vstack([shares, _OF_TARGET * shares_target])
+        said -= said.sum(axis=1, keepdims=True) / n_classes
+        train = [np.arange(n_rows)[self.folds != each] for each in range(self.folds.max() + 1)]
+        speaking = np.zeros((len(said), len(train) + len(parts)))
+        for column, index in enumerate([*train, *(n_rows + part for part in parts)]):
+            speaking[index, column] = 1.0
+        each = speaking[:, :, np.newaxis] * said[:, np.newaxis]
+        told = self.diffused(each.reshape(len(said), -1)).reshape(each.shape)
+        return Heard(self.folds, told[:, : len(train)], told[:, len(train) :])
 
     def diffused(self, labels: np.ndarray) -> np.ndarray:
         """F <- .9 S F + .1 Y, fifteen times, from labels Y of all nodes, (n + m, q)."""
@@ -78,12 +80,39 @@ class LabelGraph:
             told = _SPREAD * (self.adjacency @ told) + (1 - _SPREAD) * labels
         return told
 
-    def of_all_labels(
-        self, shares: np.ndarray, shares_target: np.ndarray, voices: np.ndarray
-    ) -> np.ndarray:
-        """What every node says to a row that is not in the graph, (n + m, k)."""
-        labels = np.vstack([shares - 1 / shares.shape[1], _of_target(shares_target)])
-        return self.diffused(voices[:, np.newaxis] * labels)
+
+@dataclass(frozen=True)
+class Heard:
+    """What nodes hear of labels, by who says it.
+
+    Attributes
+    ----------
+    folds : ndarray of shape (n,), int
+        Of the training rows.
+    train : ndarray of shape (n + m, j, k)
+        From training rows, without each of their folds.
+    target : ndarray of shape (n + m, q, k)
+        From each part of the target rows.
+    """
+
+    folds: np.ndarray
+    train: np.ndarray
+    target: np.ndarray
+
+    def shares(self, parts: Sequence[int] | None = None) -> np.ndarray:
+        """What these parts of the target, or all, and training rows but those of its own fold say
+        to every training row, (n, k); rows are scaled to sum to 1 in absolute value."""
+        target = self.target if parts is None else self.target[:, list(parts)]
+        n_rows = len(self.folds)
+        own = self.train[np.arange(n_rows), self.folds]
+        return _scaled(own + target[:n_rows].sum(axis=1))
+
+    def of_all(self) -> np.ndarray:
+        """What all rows say to every node, (n + m, k)."""
+        n_folds = self.train.shape[1]
+        # Every fold of training rows is left out once. A single row is a fold, and is not heard.
+        train = self.train.sum(axis=1) / max(1, n_folds - 1)
+        return train + self.target.sum(axis=1)
 
 
 def label_graph(X: np.ndarray, X_target: np.ndarray, rng: np.random.RandomState) -> LabelGraph:
@@ -117,11 +146,6 @@ def label_margins(told: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Share of a row's label less the largest share of any other, (n,)."""
     own = (told * shares).sum(axis=1)
     return own - np.where(shares > 0, -np.inf, told).max(axis=1)
-
-
-def _of_target(shares: np.ndarray) -> np.ndarray:
-    known = (shares != 0).sum(axis=1, keepdims=True) > 0
-    return _OF_TARGET * known * (shares - 1 / shares.shape[1])
 
 
 def _scaled(told: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def suggested(task: Task, weights: np.ndarray, right: np.ndarray, ridge: float) 
     """
     train, target = task.train, task.target
     graph = label_graph(task.features(train), task.features(target), task.rng())
-    by_neighbours = np.maximum(graph.shares(train.Y, target.Y, voices(task)), 0)
+    by_neighbours = np.maximum(graph.heard(train.Y, target.Y, voices(task)).shares(), 0)
     theta = fitted(train.with_rows(target).weighted(weights), task.loss, ridge)
     agreed = np.sqrt(by_neighbours * softmax(train.X @ theta, axis=1))
     total = agreed.sum(axis=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -104,19 +105,35 @@ def random_folds(n_rows: int, n_folds: int, rng: np.random.RandomState) -> list[
     return [order[fold::n_folds] for fold in range(n_folds)]
 
 
+class RidgeChoice(NamedTuple):
+    """A ridge, and what it was chosen by.
+
+    Attributes
+    ----------
+    ridge : float
+    thetas : list of ndarray of shape (p, k)
+        Near the model with this ridge of the rows without each fold.
+    """
+
+    ridge: float
+    thetas: list[np.ndarray]
+
+
 def best_ridge(
-    sample: Sample, loss: LinearLoss, ridges: Sequence[float], folds: Iterable[np.ndarray]
-) -> float:
+    sample: Sample, loss: LinearLoss, ridges: Sequence[float], folds: Sequence[np.ndarray]
+) -> RidgeChoice:
     """Of these, the one with the least loss on folds that a fit has not seen."""
-    total = np.zeros(len(ridges))
+    total, thetas = np.zeros(len(ridges)), []
     for fold in folds:
         seen, unseen = sample.without(fold), sample.at(fold)
-        theta = None
+        theta, path = None, {}
         # From the strongest to the weakest each is near the next.
         for number in np.argsort(ridges)[::-1]:
-            theta = fitted(seen, loss, ridges[number], theta, tol=_ROUGH)
+            theta = path[number] = fitted(seen, loss, ridges[number], theta, tol=_ROUGH)
             total[number] += unseen.counts @ losses(unseen, theta, loss)
-    return ridges[int(total.argmin())]
+        thetas.append(path)
+    best = int(total.argmin())
+    return RidgeChoice(ridges[best], [path[best] for path in thetas])
 
 
 def _tensors(*parts: np.ndarray) -> list[torch.Tensor]:

@@ -66,7 +66,7 @@ def fit_loss_gate(task: Task) -> WeightFit:
     folds = random_folds(task.target.n_rows, _N_FOLDS, rng)
     train_folds = random_folds(task.train.n_rows, _TRAIN_FOLDS, rng)
     ridge_folds = random_folds(task.target.n_rows, _RIDGE_FOLDS, rng)
-    own = best_ridge(task.target, task.loss, _RIDGES, ridge_folds)
+    own = best_ridge(task.target, task.loss, _RIDGES, ridge_folds).ridge
     # The last has seen all target rows: it is what the weights are made of in the end.
     seen = [task.target.without(fold) for fold in folds] + [task.target]
     shares: list[np.ndarray | None] = [None] * len(seen)
@@ -108,7 +108,6 @@ def _sigmoid(a: np.ndarray) -> np.ndarray:
 def _learnt(task: Task, judged: list[Fold], phi: np.ndarray) -> tuple[np.ndarray, list[float]]:
     found = parametric_weights(
         judged,
-        task.penalty(_KL if task.kl is None else task.kl),
         phi,
         bounds=_BOUNDS,
         precision=_PRECISION,
@@ -119,7 +118,8 @@ def _learnt(task: Task, judged: list[Fold], phi: np.ndarray) -> tuple[np.ndarray
 
 def _fold(task: Task, fold: np.ndarray, features: np.ndarray) -> Fold:
     known, prior = torch.from_numpy(features), torch.from_numpy(task.train.shares)
-    return Fold(task.problem(task.target.at(fold)), lambda phi: gate(known, phi, prior))
+    penalty = task.penalty(_KL if task.kl is None else task.kl)
+    return Fold(task.problem(task.target.at(fold)), lambda phi: gate(known, phi, prior), penalty)
 
 
 def _references(

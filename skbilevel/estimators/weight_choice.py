@@ -82,7 +82,7 @@ def final_weights(name: str, fit: WeightFit, task: Task) -> np.ndarray:
     """Of training and target rows, (n + m,), in occurrences."""
     if name == "uniform":
         return np.concatenate([task.train.counts, task.target.counts])
-    return pooled(fit.weights, task.train, task.target)
+    return pooled(fit.weights, task.train, task.target, fit.mass)
 
 
 def judged(task: Task, name: str, ridges: Sequence[float] | None, n_folds: int) -> Judged:

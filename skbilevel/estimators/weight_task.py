@@ -51,15 +51,18 @@ class Task:
         """Without these target rows."""
         return replace(self, target=self.target.without(index))
 
-    def problem(self, judges: Sample) -> ReweightedLinear:
-        """With these rows as the target."""
-        arrays = (self.train.X, self.train.Y, judges.X, judges.Y, judges.shares)
+    def problem(self, judges: Sample, rows: Sample | None = None) -> ReweightedLinear:
+        """With these rows as the target, of training rows or others."""
+        rows = self.train if rows is None else rows
+        arrays = (rows.X, rows.Y, judges.X, judges.Y, judges.shares)
         X, Y, X_target, Y_target, shares = map(torch.from_numpy, arrays)
         return reweighted_linear(X, Y, X_target, Y_target, self.loss, self.ridge, shares)
 
-    def penalty(self, strength: float) -> Penalty:
-        """The divergence from equal weights, so many times the loss of one who knows nothing."""
-        prior, strength = torch.from_numpy(self.train.shares), strength * self.unit
+    def penalty(self, strength: float, rows: Sample | None = None) -> Penalty:
+        """The divergence from equal weights of training rows or others, so many times the loss of
+        one who knows nothing."""
+        shares = (self.train if rows is None else rows).shares
+        prior, strength = torch.from_numpy(shares), strength * self.unit
 
         def penalty(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             value, slope = divergence(weights, prior)
@@ -100,6 +103,8 @@ class WeightFit:
     converged : bool
     n_iter : int
         Steps, or evaluations of the outer loss.
+    mass : float or None
+        How many rows the weights count as together; None is for their effective sample size.
     """
 
     weights: np.ndarray
@@ -109,6 +114,7 @@ class WeightFit:
     theta: np.ndarray | None = None
     converged: bool = True
     n_iter: int = 1
+    mass: float | None = None
 
 
 def size(weights: np.ndarray, counts: np.ndarray) -> float:
@@ -117,11 +123,14 @@ def size(weights: np.ndarray, counts: np.ndarray) -> float:
     return float(weights.sum() ** 2 / np.sum(np.square(weights) / counts))
 
 
-def pooled(weights: np.ndarray, train: Sample, target: Sample) -> np.ndarray:
+def pooled(
+    weights: np.ndarray, train: Sample, target: Sample, mass: float | None = None
+) -> np.ndarray:
     """Weights of training and target rows together, (n + m,), in occurrences of a row.
 
-    Training rows count as many as their effective sample size, and each target row once.
+    Training rows, whose weights sum to 1, count as ``mass`` rows, by default their effective
+    sample size, and each target row once.
     """
-    if not weights.any():
-        return np.concatenate([weights, target.counts])
-    return np.concatenate([weights * size(weights, train.counts), target.counts])
+    if mass is None:
+        mass = size(weights, train.counts) if weights.any() else 0.0
+    return np.concatenate([weights * mass, target.counts])

@@ -74,7 +74,7 @@ class WeightedLinear:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Y, stored column by column as outputs are: sums over classes are then sums of columns."""
+        """Y, stored column by column as outputs are, so that sums over classes add columns."""
         return self.Y.T.contiguous().T
 
     @property
@@ -285,13 +285,27 @@ def log_linear(features: Tensor, phi: Tensor, prior: Tensor | None = None) -> We
     return Weights(weights, lambda g: features.T @ softmax_pull(weights, g))
 
 
-def gate(features: Tensor, phi: Tensor, prior: Tensor | None = None) -> Weights:
+def gate(
+    features: Tensor, phi: Tensor, prior: Tensor | None = None, certain: Tensor | None = None
+) -> Weights:
     """w proportional to ``prior * sigma(features @ phi)``: the probability that a row is of use,
-    from features (n, q). No weight exceeds that of a row which is of use for certain."""
-    a = features @ phi
-    log_shares = torch.nn.functional.logsigmoid(a)
-    weights = (log_shares if prior is None else log_shares + prior.log()).softmax(dim=0)
-    return Weights(weights, lambda g: features.T @ (softmax_pull(weights, g) * (-a).sigmoid()))
+    from features (n, q). No weight exceeds that of a row which is of use for certain.
+
+    Such rows, (m,), follow the others with ``certain`` as their prior. The constant of phi then
+    says how much all other rows count beside them, which without them it does not.
+    """
+    a, n_rows = features @ phi, len(features)
+    logs = torch.nn.functional.logsigmoid(a)
+    if prior is not None:
+        logs = logs + prior.log()
+    if certain is not None:
+        logs = torch.cat([logs, certain.log()])
+    weights = logs.softmax(dim=0)
+
+    def pull(g: Tensor) -> Tensor:
+        return features.T @ (softmax_pull(weights, g)[:n_rows] * (-a).sigmoid())
+
+    return Weights(weights, pull)
 
 
 def divergence(weights: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

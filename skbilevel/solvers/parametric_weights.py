@@ -35,16 +35,17 @@ class Fold:
     problem : WeightedProblem
         Whose outer loss is that of the fold.
     family : callable
-        Weights of the training rows, from what has not seen the fold.
+        Weights of the rows of the problem, from what has not seen the fold.
+    penalty : callable
     """
 
     problem: WeightedProblem
     family: Family
+    penalty: Penalty
 
 
 def parametric_weights(
     folds: Sequence[Fold],
-    penalty: Penalty,
     start: np.ndarray,
     *,
     bounds: Sequence[tuple[float, float]] | None = None,
@@ -58,7 +59,6 @@ def parametric_weights(
     Parameters
     ----------
     folds : sequence of Fold
-    penalty : callable
     start : ndarray of shape (q,)
     bounds : sequence of (float, float), optional
         Of each parameter.
@@ -87,7 +87,7 @@ def parametric_weights(
             at = minimum(fold.problem, weights, inner[number], tol=_TOLERANCE)
             inner[number] = at = adjoint(fold.problem, weights, at, rtol=10 * _TOLERANCE)
             assert at.adjoint is not None
-            extra, slope = penalty(weights)
+            extra, slope = fold.penalty(weights)
             g = fold.problem.at(at.theta).alignment(at.adjoint) + slope
             value = value + (fold.problem.target_loss(at.theta) + extra) / len(folds)
             gradient = gradient + pull(g) / len(folds)

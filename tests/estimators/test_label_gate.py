@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from skbilevel.estimators import label_gate
 from skbilevel.estimators.label_gate import fit_label_gate, standardised
+from skbilevel.estimators.label_graph import label_margins
 from skbilevel.estimators.linear_proxy import Sample, fitted
 from skbilevel.estimators.weight_task import Task, pooled
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY
@@ -66,11 +67,11 @@ def test_weighted_rows_and_target_rows_do_better_than_either_alone(digits, gated
         theta = fitted(sample, CROSS_ENTROPY, ridge)
         return np.mean((X_test @ theta).argmax(axis=1) == y_test)
 
-    def with_target(weights):
+    def with_target(weights, mass=None):
         both = task.train.with_rows(task.target)
-        return accuracy(both.weighted(pooled(weights, task.train, task.target)))
+        return accuracy(both.weighted(pooled(weights, task.train, task.target, mass)))
 
-    found = with_target(gated.weights)
+    found = with_target(gated.weights, gated.mass)
     assert found > accuracy(task.target, 1e-5) + 0.005
     assert found > accuracy(task.train) + 0.2
     assert found > with_target(~is_wrong / (~is_wrong).sum()) - 0.03
@@ -93,13 +94,16 @@ def weights_of_folds(task, monkeypatch, phis):
                 int(np.flatnonzero((x == task.target.X).all(axis=1))[0])
                 for x in fold.problem.target.X.numpy()
             ]
-            weights = [fold.family(torch.tensor(phi).double()).value.numpy() for phi in phis]
+            weights = [
+                fold.family(torch.tensor(phi, dtype=torch.float64)).value.numpy() for phi in phis
+            ]
             told.append((judges, np.stack(weights)))
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(label_gate, "parametric_weights", spy)
-        patch.setattr(label_gate, "best_ridge", lambda *args: 1e-4)
+        # One ridge to choose from: which is best is a matter of all target rows.
+        patch.setattr(label_gate, "_RIDGES", (1e-4,))
         fit_label_gate(task)
     return told
 
@@ -170,22 +174,65 @@ def test_counts_are_occurrences_of_a_row(digits, monkeypatch):
         assert_allclose(features, expected, atol=1e-10)
     # Target rows of the whole are heard, which were not in the graph of a fold.
     heard = np.concatenate([counts / counts.mean(), counts_target / counts_target.mean()])
-    by_neighbours = graphs[0].margins(train.Y, target.Y, heard)
+    of_neighbours = graphs[0].heard(train.Y, target.Y, heard)
+    by_neighbours = label_margins(of_neighbours.shares(), train.Y)
     whole = [features for each, features in told if np.allclose(each[:, 1], by_neighbours)]
     assert len(whole) == 1
     shares = counts * expit(whole[0] @ phi)
     assert_allclose(fit.weights, shares / shares.sum(), rtol=1e-10)
-    assert_allclose(
-        fit.rule["told"], graphs[0].of_all_labels(train.Y, target.Y, heard), rtol=1e-12
-    )
+    assert fit.mass == pytest.approx(shares.sum(), rel=1e-10)
+    assert_allclose(fit.rule["told"], of_neighbours.of_all(), rtol=1e-12)
 
 
-def test_scale_of_counts_says_nothing(digits):
+def test_training_rows_are_learnt_with_beside_target_rows_as_likely_as_they_are_right(
+    digits, monkeypatch
+):
+    """The model that a fold judges is of all rows but those of the fold; a target row counts in
+    full, and training rows as much as their gate is open."""
+    counts, counts_target = 1.0 + np.arange(200) % 3, 1.0 + np.arange(60) % 2
+    task, phi, spied = small(digits, kl=0.5), np.array([-1.0, 1.0, 2.0]), []
+    task = task_of(task.train.weighted(counts), task.target.weighted(counts_target), kl=0.5)
+
+    def spy(folds, *args, **options):
+        spied.extend(folds)
+        return SolverResult([], np.array([0.7, 0.0, 0.0]), {"objective": [0.0]}, 1, True)
+
+    monkeypatch.setattr(label_gate, "parametric_weights", spy)
+    fit = fit_label_gate(task)
+    # Where neither margin tells anything every row is open alike, here by two thirds.
+    assert_allclose(fit.weights, counts / counts.sum(), rtol=1e-12)
+    assert fit.mass == pytest.approx(expit(0.7) * counts.sum(), rel=1e-12)
+    assert len(spied) == 3
+    for fold in spied:
+        rows, judges = fold.problem.train.X.numpy(), fold.problem.target.X.numpy()
+        assert_array_equal(rows[:200], task.train.X)
+        rest = [int(np.flatnonzero((x == task.target.X).all(axis=1))[0]) for x in rows[200:]]
+        judging = [int(np.flatnonzero((x == task.target.X).all(axis=1))[0]) for x in judges]
+        assert sorted(rest + judging) == list(range(60))
+        assert_array_equal(fold.problem.train.Y.numpy()[200:], task.target.Y[rest])
+        open_alike = fold.family(torch.tensor([0.7, 0.0, 0.0], dtype=torch.float64)).value.numpy()
+        expected = np.concatenate([expit(0.7) * counts, counts_target[rest]])
+        assert_allclose(open_alike, expected / expected.sum(), rtol=1e-12)
+        weights = fold.family(torch.from_numpy(phi)).value
+        assert_allclose(
+            weights[200:] / weights[200], counts_target[rest] / counts_target[rest[0]], rtol=1e-12
+        )
+        per_count = weights[:200].numpy() / counts / float(weights[200] / counts_target[rest[0]])
+        assert 0 < per_count.min() < 0.1
+        assert 0.5 < per_count.max() < 1
+        equal = np.concatenate([counts, counts_target[rest]])
+        divergence = np.sum(weights.numpy() * np.log(weights.numpy() * equal.sum() / equal))
+        assert float(fold.penalty(weights)[0]) == pytest.approx(
+            0.5 * np.log(10) * divergence, rel=1e-10
+        )
+
+
+def test_common_scale_of_counts_says_nothing(digits):
     task = small(digits)
     counts, counts_target = 1.0 + np.arange(200) % 3, 1.0 + np.arange(60) % 2
     found, scaled = (
         fit_label_gate(
-            task_of(task.train.weighted(by * counts), task.target.weighted(counts_target / by))
+            task_of(task.train.weighted(by * counts), task.target.weighted(by * counts_target))
         ).weights
         for by in (1.0, 8.0)
     )

@@ -86,7 +86,8 @@ def test_shares_are_the_root_of_the_product_of_both(monkeypatch):
     by_neighbours = np.array([[0.9, -0.1], [0.2, 0.8], [0.0, 1.0]])
     logits = np.log([[0.5, 0.5], [0.6, 0.4], [1.0, 1e-30]])
     told = []
-    graph = SimpleNamespace(shares=lambda *labels: told.append(labels) or by_neighbours)
+    heard = SimpleNamespace(shares=lambda: by_neighbours)
+    graph = SimpleNamespace(heard=lambda *labels: told.append(labels) or heard)
     monkeypatch.setattr(label_suggestion, "label_graph", lambda *args: graph)
     monkeypatch.setattr(label_suggestion, "fitted", lambda *args: np.eye(2))
     train = Sample(logits, np.eye(2)[[1, 0, 0]], np.array([1.0, 3.0, 1.0]))
@@ -106,7 +107,8 @@ def test_shares_are_the_root_of_the_product_of_both(monkeypatch):
 
 
 def test_row_of_which_nobody_says_anything_gets_nothing(monkeypatch):
-    graph = SimpleNamespace(shares=lambda *labels: np.zeros((2, 2)))
+    heard = SimpleNamespace(shares=lambda: np.zeros((2, 2)))
+    graph = SimpleNamespace(heard=lambda *labels: heard)
     monkeypatch.setattr(label_suggestion, "label_graph", lambda *args: graph)
     monkeypatch.setattr(label_suggestion, "fitted", lambda *args: np.eye(2))
     train = Sample(np.eye(2), np.eye(2), np.ones(2))

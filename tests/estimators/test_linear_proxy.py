@@ -134,19 +134,25 @@ def test_best_ridge_is_that_of_the_least_loss_out_of_fold(seed):
             told = model.fit(rows[seen], Y[seen], sample_weight=counts[seen]).predict(rows[fold])
             total[number] += counts[fold] @ np.square(told.ravel() - Y[fold, 0])
     found = best_ridge(Sample(rows, Y, counts.astype(float)), SQUARED, ridges, folds)
-    assert found == ridges[int(np.argmin(total))]
+    best = ridges[int(np.argmin(total))]
+    assert found.ridge == best
+    for fold, theta in zip(folds, found.thetas, strict=True):
+        seen = np.setdiff1d(np.arange(20), fold)
+        model = Ridge(alpha=best * counts[seen].sum(), fit_intercept=False)
+        model.fit(rows[seen], Y[seen, 0], sample_weight=counts[seen])
+        assert_allclose(theta[:, 0], model.coef_, rtol=1e-8)
 
 
 def test_best_ridge_is_weak_where_numbers_are_sure_and_strong_where_they_are_noise():
     folds, ridges = np.array_split(np.arange(60), 4), (1e-2, 1e-4, 1.0)
-    assert best_ridge(NUMBERS, SQUARED, ridges, folds) < 1
+    assert best_ridge(NUMBERS, SQUARED, ridges, folds).ridge < 1
     noise = Sample(X, RNG.normal(size=(60, 1)), np.ones(60))
-    assert best_ridge(noise, SQUARED, ridges, folds) == 1.0
+    assert best_ridge(noise, SQUARED, ridges, folds).ridge == 1.0
 
 
 def test_best_ridge_of_classes_is_weak_where_labels_are_sure_and_strong_where_they_are_noise():
     folds, ridges = random_folds(60, 3, np.random.RandomState(0)), (1e-3, 1e-1, 10.0)
     sure = Sample(X, np.eye(2)[(X[:, 0] > 0).astype(int)], np.ones(60))
     noise = Sample(X, np.eye(2)[RNG.integers(2, size=60)], np.ones(60))
-    assert best_ridge(sure, CROSS_ENTROPY, ridges, folds) == 1e-3
-    assert best_ridge(noise, CROSS_ENTROPY, ridges, folds) == 10.0
+    assert best_ridge(sure, CROSS_ENTROPY, ridges, folds).ridge == 1e-3
+    assert best_ridge(noise, CROSS_ENTROPY, ridges, folds).ridge == 10.0

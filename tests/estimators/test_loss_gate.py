@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from skbilevel.estimators import loss_gate
 from skbilevel.estimators.linear_head import units_of
-from skbilevel.estimators.linear_proxy import Sample
+from skbilevel.estimators.linear_proxy import RidgeChoice, Sample
 from skbilevel.estimators.loss_gate import fit_loss_gate, gate_features
 from skbilevel.estimators.weight_rules import log_weights
 from skbilevel.estimators.weight_task import Task
@@ -130,7 +130,7 @@ def weights_of_folds(task, monkeypatch, phis):
 
     with monkeypatch.context() as patch:
         patch.setattr(loss_gate, "parametric_weights", spy)
-        patch.setattr(loss_gate, "best_ridge", lambda *args: 1e-3)
+        patch.setattr(loss_gate, "best_ridge", lambda *args: RidgeChoice(1e-3, []))
         patch.setattr(loss_gate, "_SETTLED", 0.0)
         patch.setattr(loss_gate, "_MOST_ROUNDS", 3)
         fit_loss_gate(task)
@@ -172,7 +172,7 @@ def test_rounds_share_out_rows_between_two_models_that_have_not_seen_them(monkey
     folds = [np.arange(n)[start::3] for start in range(3)]
     found = SolverResult([], phi, {"objective": [0.0]}, 1, True)
     monkeypatch.setattr(loss_gate, "parametric_weights", lambda *args, **options: found)
-    monkeypatch.setattr(loss_gate, "best_ridge", lambda *args: own_ridge)
+    monkeypatch.setattr(loss_gate, "best_ridge", lambda *args: RidgeChoice(own_ridge, []))
     monkeypatch.setattr(loss_gate, "random_folds", lambda size, *_: [f[f < size] for f in folds])
     monkeypatch.setattr(loss_gate, "_MOST_ROUNDS", n_rounds)
     monkeypatch.setattr(loss_gate, "_SETTLED", 0.0)

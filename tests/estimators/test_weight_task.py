@@ -50,6 +50,8 @@ def test_training_rows_count_as_many_as_their_size_and_each_target_row_once():
     assert_allclose(uneven, [1.2, 0.4, 0, 0, 1, 1], rtol=1e-15)
     none = pooled(np.zeros(4), ones, ones.at(np.arange(2)).weighted(np.array([3.0, 2.0])))
     assert_array_equal(none, [0, 0, 0, 0, 3, 2])
+    given = pooled(np.array([0.75, 0.25, 0.0, 0.0]), ones, ones.at(np.arange(2)), 0.4)
+    assert_allclose(given, [0.3, 0.1, 0, 0, 1, 1], rtol=1e-15)
 
 
 def test_pooled_weights_are_those_of_rows_that_are_repeated():

@@ -129,7 +129,13 @@ def test_hypergradient_is_the_difference_of_the_inner_problem_solved_anew(kind, 
     assert np.linalg.norm(g) > 0.1
 
 
-@pytest.mark.parametrize("make", [log_linear, gate])
+def gate_beside_certain_rows(features, phi):
+    """The last five rows are of use for certain, and count two each."""
+    prior = torch.linspace(1, 3, N - 5, dtype=torch.float64)
+    return gate(features[:-5], phi, prior, torch.full((5,), 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [log_linear, gate, gate_beside_certain_rows])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_derivative_in_few_parameters_follows_by_the_chain_rule(make, kind):
     parts = data(kind)
@@ -183,6 +189,16 @@ def test_gate_is_bounded_by_rows_of_certain_use_and_log_linear_is_not():
     assert log_linear(features, phi).value[-1] > 1 - 1e-6
     prior = torch.full((20,), 0.05, dtype=torch.float64)
     assert_allclose(log_linear(features, 0 * phi, prior).value, prior, rtol=1e-14)
+
+
+def test_constant_of_a_gate_says_how_much_rows_count_beside_those_of_certain_use():
+    features, certain = torch.ones(3, 1, dtype=torch.float64), torch.tensor([1.0, 2.0]).double()
+    for constant in (-5.0, 0.0, 2.0):
+        phi = torch.tensor([constant], dtype=torch.float64)
+        share = 1 / (1 + np.exp(-constant))
+        expected = np.r_[np.full(3, share), 1, 2] / (3 * share + 3)
+        assert_allclose(gate(features, phi, certain=certain).value, expected, rtol=1e-12)
+        assert_allclose(gate(features, phi).value, np.full(3, 1 / 3), rtol=1e-12)
 
 
 def test_divergence_is_that_of_its_sum_with_its_derivative():

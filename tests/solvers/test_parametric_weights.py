@@ -49,11 +49,11 @@ def test_minimum_is_that_of_a_search_without_gradients():
     def fold(part, rows):
         tensors = map(torch.from_numpy, (X, Y, X_target[part], Y_target[part]))
         features = torch.from_numpy(rows)
-        return Fold(reweighted_linear(*tensors, SQUARED, RIDGE), lambda phi: gate(features, phi))
+        problem = reweighted_linear(*tensors, SQUARED, RIDGE)
+        return Fold(problem, lambda phi: gate(features, phi), penalty)
 
     found = parametric_weights(
         [fold(*each) for each in zip(parts, each, strict=True)],
-        penalty,
         np.array([0.0, 0.5]),
         precision=1e-3,
         max_iter=100,
@@ -70,9 +70,10 @@ def test_bounds_hold():
     X, Y, X_target, Y_target, features = case()
     tensors = map(torch.from_numpy, (X, Y, X_target, Y_target))
     rows = torch.from_numpy(features)
+    problem = reweighted_linear(*tensors, SQUARED, RIDGE)
+    free = lambda w: (w.new_zeros(()), torch.zeros_like(w))  # noqa: E731
     found = parametric_weights(
-        [Fold(reweighted_linear(*tensors, SQUARED, RIDGE), lambda phi: gate(rows, phi))],
-        lambda w: (w.new_zeros(()), torch.zeros_like(w)),
+        [Fold(problem, lambda phi: gate(rows, phi), free)],
         np.array([0.0, 0.1]),
         bounds=[(-1, 1), (-0.3, 0.3)],
         max_iter=50,
