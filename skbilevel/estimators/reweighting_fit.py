@@ -13,7 +13,7 @@ from skbilevel._sklearn import ConvergenceWarning, warn_user
 from skbilevel.estimators.linear_head import Units, units_of
 from skbilevel.estimators.linear_proxy import Sample
 from skbilevel.estimators.reweighting_rows import Rows, in_order
-from skbilevel.estimators.weight_choice import difference, log_relative
+from skbilevel.estimators.weight_choice import blended, difference, log_relative
 from skbilevel.estimators.weight_learning import Learnt
 from skbilevel.estimators.weight_rules import log_weights
 from skbilevel.estimators.weight_task import Task, size
@@ -238,10 +238,11 @@ def _rule(problem: Problem, learnt: Learnt) -> dict[str, Any]:
     train, families = problem.task.train, learnt.families
     counts = np.concatenate([train.counts, problem.task.target.counts])
     logs = np.stack([log_relative(family.weights / counts) for family in families])
-    mixed = np.exp(learnt.mixture.shares @ logs)[: train.n_rows]
+    names = [family.name for family in families]
+    mixed = blended(names, learnt.mixture.shares, logs)[0][: train.n_rows]
     return {
         "shares": learnt.mixture.shares,
-        "names": [family.name for family in families],
+        "names": names,
         "rules": [family.fit.rule for family in families],
         # Occurrences of an average training row, and of the row that occurs most.
         "levels": np.array(
@@ -269,4 +270,4 @@ def weights_by_rule(rule: dict[str, Any], rows: Sample, groups: np.ndarray | Non
         return each[int(rule["shares"].argmax())]
     occurrences = rule["levels"][:, np.newaxis] * np.stack(each)
     logs = [log_relative(row, top) for row, top in zip(occurrences, rule["tops"], strict=True)]
-    return np.exp(rule["shares"] @ np.stack(logs)) / rule["level"]
+    return blended(rule["names"], rule["shares"], np.stack(logs))[0] / rule["level"]

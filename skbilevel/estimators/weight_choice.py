@@ -6,7 +6,8 @@ bootstraps of the target rows, each family is the likeliest.
 
 Mixed are logarithms of weights. A row that a family of some credit leaves out is then all but left
 out: a wrong row that stays biases the model, a right row that goes only makes it a little less
-sure.
+sure. The family of target rows alone tells no training row from another: its share is by how much
+all of them count less.
 
 Reference: Clyde and Lee (2001), Bagging and the Bayesian bootstrap, AISTATS, for the resampling.
 """
@@ -171,10 +172,22 @@ def mixed(task: Task, families: Sequence[Judged]) -> Mixture:
     prior = np.array([FAMILIES[family.name].prior for family in families])
     shares = _shares(each, prior * sizes**2, task)
     logs = np.stack([log_relative(family.weights / counts) for family in families])
-    weights = counts * np.exp(shares @ logs)
+    mean, share = blended([family.name for family in families], shares, logs)
+    weights = counts * mean
+    weights[: task.train.n_rows] *= share
     weights *= size(weights, counts) / weights.sum()
     ridge = float(np.exp(shares @ np.log([family.ridge for family in families])))
     return Mixture(shares, weights, ridge, True)
+
+
+def blended(
+    names: Sequence[str], shares: np.ndarray, logs: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Geometric mean of weights with these logarithms (f, b), by the shares (f,) of all families
+    but "target"; and what their shares sum to."""
+    others = np.where([name == "target" for name in names], 0.0, shares)
+    share = float(others.sum())
+    return np.exp(others / (share or 1.0) @ logs), share
 
 
 def log_relative(weights: np.ndarray, top: float | None = None) -> np.ndarray:

@@ -353,6 +353,38 @@ def test_weights_are_mixed_by_their_logarithms():
     assert_allclose(found.weights, expected, rtol=1e-10)
 
 
+def test_share_of_target_rows_alone_is_taken_from_all_training_rows_alike():
+    task, counts, families = mixed_families()
+    few = np.concatenate([np.zeros(N), task.target.counts])
+    only = family("target", families[2].losses - 0.02, few, 1e-3)
+    found, without = (mixed(task, each) for each in ([*families, only], families))
+    share = found.shares[3]
+    assert 0.02 < share < 0.9
+    assert found.shares[:3].sum() == pytest.approx(1 - share, rel=1e-12)
+    # The others have the shares that they would have among themselves, so far as draws agree.
+    logs = np.zeros(N + M)
+    for each, of in zip(families, found.shares[:3] / (1 - share), strict=True):
+        relative = each.weights / counts / (each.weights / counts).max()
+        logs += of * np.log(np.maximum(relative, 1e-3))
+    expected = counts * np.exp(logs)
+    expected[:N] *= 1 - share
+    expected *= size_of(expected, counts) / expected.sum()
+    assert_allclose(found.weights, expected, rtol=1e-10)
+    of_training = [mix.weights[:N].sum() / mix.weights[N:].sum() for mix in (found, without)]
+    assert of_training[0] < 0.99 * of_training[1]
+
+
+@pytest.mark.parametrize("loss", [SQUARED, CROSS_ENTROPY])
+def test_target_rows_alone_are_left_where_they_have_all_the_credit(loss):
+    task, _, families = mixed_families(loss)
+    few = np.concatenate([np.zeros(N), task.target.counts])
+    found = mixed(task, [families[0], family("target", 1e-9 * families[0].losses, few)])
+    assert found.shares[1] > 0.99
+    assert found.weights[:N].sum() < 0.01 * found.weights[N:].sum()
+    ratio = found.weights[N:] / task.target.counts
+    assert_allclose(ratio, ratio[0], rtol=1e-12)
+
+
 def test_row_that_a_family_of_credit_leaves_out_is_all_but_left_out():
     task, counts, families = mixed_families()
     found = mixed(task, families)
