@@ -76,8 +76,8 @@ def collapse(seeds: Seeds, cells: Cells) -> None:
     """Warm-started mirror descent and SOBA on the toy, by the ratio of the rates."""
     for seed in seeds:
         case = TOYS["d=2"](seed)
-        rate = 0.5 / float(np.square(case.X).sum(axis=1).max())
-        for solver in ("warm_started", "soba"):
+        rate = 0.2 / float(norm(case.X.T @ case.X / len(case.X), 2))
+        for solver, n_iter in (("warm_started", 5000), ("soba", 10000)):
             for ratio in (0.01, *_RATIOS):
 
                 def run(
@@ -85,8 +85,9 @@ def collapse(seeds: Seeds, cells: Cells) -> None:
                     solver: str = solver,
                     rate: float = rate,
                     ratio: float = ratio,
+                    n_iter: int = n_iter,
                 ) -> Cell:
-                    model = _by_descent(case, solver, rate, ratio, 5000, l2=1e-6)
+                    model = _by_descent(case, solver, rate, ratio, n_iter, l2=1e-6)
                     path = model.history_["entropy"]
                     return {
                         "error": _error(model, case),
