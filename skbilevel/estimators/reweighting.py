@@ -75,9 +75,10 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         Clusters by k-means that "group" weighs where no ``source_groups`` are given.
     refit : {"all", "train"} or None, default="all"
         Fit the final estimator to training and target rows, or to training rows only; a target row
-        counts as often as it is there, and training rows as their effective sample size; where
-        "auto" mixes families, both may count less (``sample_weight_`` tells). None: keep the
-        parameters at which the solver of "sample" has ended, for the linear default.
+        counts as often as it is there, and training rows together as their effective sample size,
+        or with a gate for classes each as often as its label is likely to be right; where "auto"
+        mixes families, both may count less (``sample_weight_`` tells). None: keep the parameters
+        at which the solver of "sample" has ended, for the linear default.
     standardize : bool, default=True
         Bring every column to mean 0 and variance 1 for the linear model. False: divide all by
         one number, for columns that share a unit, such as pixels.
@@ -187,8 +188,9 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
         softmax regression, the model that weights are learnt for in any case.
     weighting : str, default="auto"
         "gate" is the probability that a label is right, from its margin under a model of the
-        target rows alone and from what neighbours say of it: for wrong labels. Other families are
-        the same.
+        target rows alone and from what neighbours say of it: for wrong labels. It is learnt for
+        the model of training rows, by that probability, and target rows together: where margins
+        tell little, training rows count little. Other families are the same.
     l2 : "auto" or float, default="auto"
         "auto" is 1e-4, and for "target" chosen from 1e-5, 1e-4 and 1e-3. Rows are scaled to a mean
         squared length of 1 before.
