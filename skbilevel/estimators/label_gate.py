@@ -1,8 +1,8 @@
 """A gate for labels: the probability that the label of a training row is right, from two margins.
 
 A training row counts beside target rows, whose labels are right, as much as its own is likely to
-be. Weights are learnt with both kinds of rows in the model, as they are in the end: where margins
-tell little, training rows as a whole count little.
+be. Weights are learnt with both kinds of rows in the model, if both are in it in the end: where
+margins tell little, training rows as a whole count little.
 
 One margin is that of a model of the target rows alone, which has seen no wrong label; the other is
 what neighbours say. How much each counts is learnt for the loss of target rows that neither has
@@ -12,12 +12,13 @@ seen: a reference that has seen the rows that judge it would be believed too muc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.special import expit
 
-from skbilevel.estimators.label_graph import label_graph, label_margins
+from skbilevel.estimators.label_graph import Heard, label_graph, label_margins
 from skbilevel.estimators.linear_proxy import best_ridge, fitted, margins, random_folds
 from skbilevel.estimators.weight_task import Task, WeightFit
 from skbilevel.objectives.reweighting import gate
@@ -39,37 +40,35 @@ def fit_label_gate(task: Task) -> WeightFit:
     graph = label_graph(task.features(train), task.features(task.target), rng)
     heard = graph.heard(train.Y, task.target.Y, voices(task), folds)
     references = _references(task, folds)
-    problems = []
-    for number, fold in enumerate(folds):
-        others = [each for each in range(len(folds)) if each != number]
-        seen = _margins(task, references[number], heard.shares(others))
-        features = torch.from_numpy(standardised(seen, shares=train.shares)[0])
-        problems.append(_fold(task, fold, features))
     found = parametric_weights(
-        problems,
+        _judged(task, folds, references, heard),
         np.array(_START),
         bounds=_BOUNDS,
         precision=_PRECISION,
         max_iter=_MAX_ITER,
     )
-    phi = found.outer
-    seen = _margins(task, references[-1], heard.shares())
-    standard, units = standardised(seen, shares=train.shares)
-    use = expit(standard @ phi)
+    phi, theta = found.outer, references[-1]
+    features, units = standardised(_margins(task, theta, heard.shares()), shares=train.shares)
+    use = expit(features @ phi)
     weights = train.counts * use
-    mass = float(weights.sum())
     rule = {
         "kind": "label_gate",
         "log_level": float(np.log(train.shares @ use)),
         "phi": phi,
         "units": units,
-        "theta": references[-1],
+        "theta": theta,
         "nodes": np.vstack([task.features(train), task.features(task.target)]),
         "told": heard.of_all(),
         "scale": graph.scale,
     }
-    n_iter = len(found.history["objective"])
-    return WeightFit(weights / mass, phi, found.history, rule, n_iter=n_iter, mass=mass)
+    return WeightFit(
+        weights / weights.sum(),
+        phi,
+        found.history,
+        rule,
+        n_iter=len(found.history["objective"]),
+        mass=float(weights.sum()) if task.pools else None,
+    )
 
 
 def _references(task: Task, folds: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -108,13 +107,19 @@ def standardised(
     return np.column_stack([np.ones(len(each)), standard]), units
 
 
-def _fold(task: Task, fold: np.ndarray, features: torch.Tensor) -> Fold:
-    """Training rows and the target rows that do not judge, before those that do."""
-    rest = task.target.without(fold)
-    rows = task.train.with_rows(rest)
-    prior, certain = torch.from_numpy(task.train.counts), torch.from_numpy(rest.counts)
-    return Fold(
-        task.problem(task.target.at(fold), rows),
-        lambda phi: gate(features, phi, prior, certain),
-        task.penalty(_KL if task.kl is None else task.kl, rows),
-    )
+def _judged(
+    task: Task, folds: Sequence[np.ndarray], references: Sequence[np.ndarray], heard: Heard
+) -> list[Fold]:
+    """Training rows, and target rows that do not judge if these are in the final fit as well,
+    before those that do."""
+    prior, judged = torch.from_numpy(task.train.counts), []
+    for number, fold in enumerate(folds):
+        others = [each for each in range(len(folds)) if each != number]
+        told = _margins(task, references[number], heard.shares(others))
+        features = torch.from_numpy(standardised(told, shares=task.train.shares)[0])
+        rest = task.target.without(fold if task.pools else np.arange(task.target.n_rows))
+        rows, certain = task.train.with_rows(rest), torch.from_numpy(rest.counts)
+        family = partial(gate, features, prior=prior, certain=certain)
+        problem = task.problem(task.target.at(fold), rows)
+        judged.append(Fold(problem, family, task.penalty(_KL, rows)))
+    return judged

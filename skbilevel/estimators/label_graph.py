@@ -108,9 +108,10 @@ class Heard:
         return _scaled(own + target[:n_rows].sum(axis=1))
 
     def of_all(self) -> np.ndarray:
-        """What all rows say to every node, (n + m, k)."""
+        """What all rows say to every node, (n + m, k), but for a training row that is the only
+        one."""
         n_folds = self.train.shape[1]
-        # Every fold of training rows is left out once. A single row is a fold, and is not heard.
+        # Every fold of training rows is left out once.
         train = self.train.sum(axis=1) / max(1, n_folds - 1)
         return train + self.target.sum(axis=1)
 

@@ -118,7 +118,7 @@ def _learnt(task: Task, judged: list[Fold], phi: np.ndarray) -> tuple[np.ndarray
 
 def _fold(task: Task, fold: np.ndarray, features: np.ndarray) -> Fold:
     known, prior = torch.from_numpy(features), torch.from_numpy(task.train.shares)
-    penalty = task.penalty(_KL if task.kl is None else task.kl)
+    penalty = task.penalty(_KL)
     return Fold(task.problem(task.target.at(fold)), lambda phi: gate(known, phi, prior), penalty)
 
 

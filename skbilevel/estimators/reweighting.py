@@ -65,10 +65,10 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         least of 1e-4, .01 and .1 that is within a standard error of the best, and for "target" the
         best from 1e-4 to 1; 1e-4 without target rows.
     kl : "auto" or float, default="auto"
-        Strength of the divergence of the weights from equal ones, in losses of target rows under a
-        model of all training rows, for "gate", "loglinear" and "group". "auto": .003 for a gate,
-        .01 for groups, and for "loglinear" chosen from .1, .01 and .001 by target rows out of
-        fold.
+        Strength of the divergence of the weights from equal ones, of all rows that are fitted, in
+        losses of target rows under a model of all training rows, for "gate", "loglinear" and
+        "group". "auto": .003 for a gate, .01 for groups, and for "loglinear" chosen from .1, .01
+        and .001 by target rows out of fold.
     n_folds : "auto" or int, default="auto"
         Folds of the target rows by which families and ``l2`` are judged; "auto" is 5.
     n_groups : int, default=4
@@ -76,9 +76,9 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
     refit : {"all", "train"} or None, default="all"
         Fit the final estimator to training and target rows, or to training rows only; a target row
         counts as often as it is there, and training rows together as their effective sample size,
-        or with a gate for classes each as often as its label is likely to be right; where "auto"
-        mixes families, both may count less (``sample_weight_`` tells). None: keep the parameters
-        at which the solver of "sample" has ended, for the linear default.
+        or with a gate for classes each by the gate itself; where "auto" mixes families, both may
+        count less (``sample_weight_`` tells). None: keep the parameters at which the solver of
+        "sample" has ended, for the linear default.
     standardize : bool, default=True
         Bring every column to mean 0 and variance 1 for the linear model. False: divide all by
         one number, for columns that share a unit, such as pixels.
@@ -103,7 +103,8 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         Of ``weights_``, in nats.
     effective_sample_size_ : float
         1 over the sum of squares of ``weights_``. Here and in the entropy a row with a
-        ``sample_weight`` of 2 counts as two rows.
+        ``sample_weight`` of 2 counts as two rows. Beside target rows training rows may count as
+        fewer: the sum of ``sample_weight_``.
     selected_ : str
         Family of the largest share.
     mixture_ : dict of str to float

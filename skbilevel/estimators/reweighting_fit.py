@@ -102,6 +102,7 @@ def problem_of(rows: Rows, classes: np.ndarray | None, estimator: Any, seed: int
         groups=grouping.codes(features, names),
         kl=None if estimator.kl == "auto" else float(estimator.kl),
         seed=seed,
+        pools=estimator.refit != "train",
     )
     return Problem(rows, units, classes, train, target, grouping, task)
 
@@ -138,6 +139,10 @@ def final_weights_of(problem: Problem, learnt: Learnt, with_target: bool) -> np.
     weights[problem.train] = learnt.mixture.weights[:n_train]
     if with_target:
         weights[problem.target] = learnt.mixture.weights[n_train:]
+    elif weights.any():
+        # How much they count beside target rows says nothing without these.
+        own = weights[problem.train]
+        weights *= size(own, problem.task.train.counts) / own.sum()
     return weights
 
 
@@ -194,6 +199,8 @@ def warn_of_weights(problem: Problem, learnt: Learnt, size: float, solver: str) 
             ConvergenceWarning,
         )
     n_target, n_parameters = len(problem.target), problem.task.train.X.shape[1]
+    if problem.task.pools:
+        size = min(size, float(learnt.mixture.weights[: len(problem.train)].sum()))
     if learnt.selected.name in ("target", "uniform") or size >= max(n_parameters, n_target):
         return
     which = f"{n_target} target rows"
@@ -239,7 +246,7 @@ def _rule(problem: Problem, learnt: Learnt) -> dict[str, Any]:
     counts = np.concatenate([train.counts, problem.task.target.counts])
     logs = np.stack([log_relative(family.weights / counts) for family in families])
     names = [family.name for family in families]
-    mixed = blended(names, learnt.mixture.shares, logs)[0][: train.n_rows]
+    mixed = blended(names, learnt.mixture.shares, logs)[: train.n_rows]
     return {
         "shares": learnt.mixture.shares,
         "names": names,
@@ -270,4 +277,4 @@ def weights_by_rule(rule: dict[str, Any], rows: Sample, groups: np.ndarray | Non
         return each[int(rule["shares"].argmax())]
     occurrences = rule["levels"][:, np.newaxis] * np.stack(each)
     logs = [log_relative(row, top) for row, top in zip(occurrences, rule["tops"], strict=True)]
-    return blended(rule["names"], rule["shares"], np.stack(logs))[0] / rule["level"]
+    return blended(rule["names"], rule["shares"], np.stack(logs)) / rule["level"]

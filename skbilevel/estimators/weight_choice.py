@@ -172,22 +172,19 @@ def mixed(task: Task, families: Sequence[Judged]) -> Mixture:
     prior = np.array([FAMILIES[family.name].prior for family in families])
     shares = _shares(each, prior * sizes**2, task)
     logs = np.stack([log_relative(family.weights / counts) for family in families])
-    mean, share = blended([family.name for family in families], shares, logs)
-    weights = counts * mean
-    weights[: task.train.n_rows] *= share
+    names = [family.name for family in families]
+    weights = counts * blended(names, shares, logs)
+    weights[: task.train.n_rows] *= shares @ [name != "target" for name in names]
     weights *= size(weights, counts) / weights.sum()
     ridge = float(np.exp(shares @ np.log([family.ridge for family in families])))
     return Mixture(shares, weights, ridge, True)
 
 
-def blended(
-    names: Sequence[str], shares: np.ndarray, logs: np.ndarray
-) -> tuple[np.ndarray, float]:
+def blended(names: Sequence[str], shares: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """Geometric mean of weights with these logarithms (f, b), by the shares (f,) of all families
-    but "target"; and what their shares sum to."""
+    but "target"; 1 if that has every share."""
     others = np.where([name == "target" for name in names], 0.0, shares)
-    share = float(others.sum())
-    return np.exp(others / (share or 1.0) @ logs), share
+    return np.exp(others / (others.sum() or 1.0) @ logs)
 
 
 def log_relative(weights: np.ndarray, top: float | None = None) -> np.ndarray:

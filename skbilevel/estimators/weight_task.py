@@ -31,6 +31,8 @@ class Task:
         Of the training rows.
     kl : float or None
         Strength of the divergence from equal weights; None is for what each family chooses.
+    pools : bool
+        Whether target rows are to be in the final fit.
     seed : int
     """
 
@@ -42,6 +44,7 @@ class Task:
     groups: np.ndarray
     kl: float | None
     seed: int
+    pools: bool = True
 
     def features(self, sample: Sample) -> np.ndarray:
         """Rows without the constant."""
@@ -60,9 +63,10 @@ class Task:
 
     def penalty(self, strength: float, rows: Sample | None = None) -> Penalty:
         """The divergence from equal weights of training rows or others, so many times the loss of
-        one who knows nothing."""
+        one who knows nothing; as often as the user says, if he does."""
         shares = (self.train if rows is None else rows).shares
-        prior, strength = torch.from_numpy(shares), strength * self.unit
+        times = strength if self.kl is None else self.kl
+        prior, strength = torch.from_numpy(shares), times * self.unit
 
         def penalty(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             value, slope = divergence(weights, prior)

@@ -6,7 +6,6 @@ M. R. Hestenes, E. Stiefel (1952). Methods of conjugate gradients for solving li
 J. Nocedal, S. J. Wright (2006). Numerical Optimization, algorithms 5.2, 5.3 and 7.1.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,20 +131,21 @@ def _iterate(
     system: Operator, x: Tensor, r: Tensor, precondition: Operator, steps: int, tolerance: float
 ) -> tuple[Tensor, int, bool]:
     """Iterate, steps taken, and whether a direction of nonpositive curvature ended them."""
-    x, r, p, rz_before = x.clone(), r.clone(), torch.zeros_like(x), 1.0
+    x, r, p, rz_before = x.clone(), r.clone(), torch.zeros_like(x), x.new_ones(())
     for n_iter in range(steps):
         if _norm(r) <= tolerance:
             return x, n_iter, False
         z = precondition(r).detach()
-        rz = float(r.dot(z))
-        p = torch.add(z, p, alpha=rz / rz_before)
+        rz = r.dot(z)
+        p = torch.addcmul(z, rz / rz_before, p)
         product = system(p).detach()
-        curvature = float(p.dot(product))
+        curvature = p.dot(product)
+        step = rz / curvature
         # Negated, so that a NaN stops the loop too.
-        if not (curvature > 0 and math.isfinite(rz / curvature)):
-            return x, n_iter, curvature <= 0
-        x.add_(p, alpha=rz / curvature)
-        r.sub_(product, alpha=rz / curvature)
+        if not (curvature > 0 and step.isfinite()):
+            return x, n_iter, bool(curvature <= 0)
+        x.addcmul_(step, p)
+        r.addcmul_(-step, product)
         rz_before = rz
     return x, steps, False
 

@@ -59,7 +59,7 @@ class _Squared:
     def slope(self) -> Tensor:
         return self.outputs - self.labels
 
-    @property
+    @cached_property
     def value(self) -> Tensor:
         return self.slope.square().sum(dim=1) / 2
 
@@ -88,7 +88,7 @@ class _CrossEntropy:
         """P = softmax(z)."""
         return (self.outputs - self._log_total[:, None]).exp()
 
-    @property
+    @cached_property
     def value(self) -> Tensor:
         return self._log_total - (self.labels * self.outputs).sum(dim=1)
 

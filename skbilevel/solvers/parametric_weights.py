@@ -6,7 +6,7 @@ from where it was solved last. There is no learning rate.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Fold:
     family : callable
         Weights of the rows of the problem, from what has not seen the fold.
     penalty : callable
+        Of these weights, with its derivative in them.
     """
 
     problem: WeightedProblem
@@ -82,8 +83,8 @@ def parametric_weights(
         for number, fold in enumerate(folds):
             weights, pull = fold.family(phi)
             if number and not history["objective"]:
-                # Folds differ in who judges, and their weights little.
-                inner[number] = inner[number - 1]
+                # Folds differ little, but for who has been seen: theta is of other rows.
+                inner[number] = replace(inner[number], factor=inner[number - 1].factor)
             at = minimum(fold.problem, weights, inner[number], tol=_TOLERANCE)
             inner[number] = at = adjoint(fold.problem, weights, at, rtol=10 * _TOLERANCE)
             assert at.adjoint is not None
