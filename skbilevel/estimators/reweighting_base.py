@@ -345,8 +345,8 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            With ``weighting="sample"``, or if weights are those of ``source_groups`` and none are
-            given.
+            With ``weighting="sample"``, if weights are those of ``source_groups`` and none are
+            given, or if ``y`` has a class that was not there.
         """
         check_is_fitted(self)
         if self.weighting == "sample":
@@ -358,7 +358,13 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
             return np.ones(len(given))
         units = Units(**self._rule["units"])
         classes = getattr(self, "classes_", None)
-        known = self._without_column(given), column_or_1d(labels), np.ones(len(given))
+        labels = column_or_1d(labels)
+        if classes is not None and (unknown := set(labels.tolist()) - set(classes.tolist())):
+            raise ValueError(
+                f"y has classes that were not there in fit, {list(unknown)}; those that were are "
+                f"{classes.tolist()}."
+            )
+        known = self._without_column(given), labels, np.ones(len(given))
         rows = sample_of(*known, units, classes)
         groups = groups_of(source_groups, len(given))
         has_sources = self._rule["grouping"]["sources"] is not None

@@ -1,5 +1,7 @@
 """The gate finds wrong labels of digits, and what judges it has not been seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -227,16 +229,35 @@ def test_training_rows_are_learnt_with_beside_target_rows_as_likely_as_they_are_
         )
 
 
+def test_gate_that_is_to_stand_alone_is_learnt_alone(digits, monkeypatch):
+    task, spied = replace(small(digits), pools=False), []
+    real = label_gate.parametric_weights
+
+    def spy(folds, *args, **options):
+        spied.extend(folds)
+        return real(folds, *args, **options)
+
+    monkeypatch.setattr(label_gate, "parametric_weights", spy)
+    fit = fit_label_gate(task)
+    assert fit.mass is None
+    assert len(spied) == 3
+    for fold in spied:
+        assert_array_equal(fold.problem.train.X.numpy(), task.train.X)
+        closed = fold.family(torch.tensor([-20.0, 0.0, 0.0], dtype=torch.float64)).value
+        assert_allclose(closed, np.full(200, 1 / 200), rtol=1e-12)
+
+
 def test_common_scale_of_counts_says_nothing(digits):
     task = small(digits)
     counts, counts_target = 1.0 + np.arange(200) % 3, 1.0 + np.arange(60) % 2
     found, scaled = (
         fit_label_gate(
             task_of(task.train.weighted(by * counts), task.target.weighted(by * counts_target))
-        ).weights
+        )
         for by in (1.0, 8.0)
     )
-    assert_allclose(scaled, found, rtol=1e-9)
+    assert_allclose(scaled.weights, found.weights, rtol=1e-9)
+    assert scaled.mass == pytest.approx(8 * found.mass, rel=1e-9)
 
 
 def test_margins_are_standardised_and_cut_at_four():

@@ -241,6 +241,32 @@ def test_a_preconditioner_that_is_not_positive_does_not_claim_convergence(matrix
     assert solve.converged == (true_residual(matrix, solve, normal(12)) < 1e-8)
 
 
+def test_a_preconditioner_without_a_sign_ends_the_iteration_and_not_the_program():
+    """The first two products r'M r are 0."""
+    solve = conjugate_gradient(
+        product(np.eye(2)), vector(1.0, 1.0), preconditioner=product(np.diag([1.0, -1.0]))
+    )
+    assert not solve.converged
+    assert torch.isfinite(solve.value).all()
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("seed", range(10))
+def test_more_steps_than_rounding_allows_end_in_single_precision(seed, scale):
+    root = torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))
+    matrix, b = scale * (root @ root.T + torch.eye(8)), torch.ones(8)
+    solve = conjugate_gradient(lambda v: matrix @ v, b, rtol=0.0, max_iter=200)
+    assert solve.value.dtype == torch.float32
+    assert solve.residual_norm <= 1e-3 * float(b.norm())
+
+
+def test_a_step_beyond_the_range_of_numbers_is_not_taken():
+    b = torch.full((3,), 1e18)
+    solve = conjugate_gradient(lambda v: 1e-42 * v, b)
+    assert not solve.converged
+    assert torch.isfinite(solve.value).all()
+
+
 def test_start_at_the_solution_takes_no_step(matrix):
     b = normal(12)
     x0 = torch.from_numpy(exact(matrix, b))

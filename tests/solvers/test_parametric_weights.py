@@ -5,8 +5,9 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 
-from skbilevel.objectives.linear_loss import SQUARED
+from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
 from skbilevel.objectives.reweighting import divergence, gate, reweighted_linear
+from skbilevel.solvers import parametric_weights as parametric
 from skbilevel.solvers.parametric_weights import Fold, parametric_weights
 from tests.reference import reweighting as reference
 
@@ -64,6 +65,30 @@ def test_minimum_is_that_of_a_search_without_gradients():
     assert_allclose(min(found.history["objective"]), truth.fun, rtol=1e-8)
     assert_allclose(found.history["objective"][0], objective(np.array([0.0, 0.5])), rtol=1e-10)
     assert found.outer[1] > 1
+
+
+def test_inner_problem_starts_where_others_have_not_been(monkeypatch):
+    """What one fold's problem knows of labels is not where that of another starts."""
+    X, Y, X_target, Y_target, features = case()
+    starts = []
+    real = parametric.minimum
+
+    def spy(problem, weights, start, **options):
+        starts.append(start)
+        return real(problem, weights, start, **options)
+
+    monkeypatch.setattr(parametric, "minimum", spy)
+    Y, Y_target = (np.hstack([part > 0, part <= 0]).astype(float) for part in (Y, Y_target))
+    tensors = map(torch.from_numpy, (X, Y, X_target, Y_target))
+    problem, rows = reweighted_linear(*tensors, CROSS_ENTROPY, RIDGE), torch.from_numpy(features)
+    fold = Fold(problem, lambda phi: gate(rows, phi), lambda w: (w.sum(), torch.ones_like(w)))
+    parametric_weights([fold, fold], np.array([0.0, 0.1]), max_iter=1)
+    for start in starts[:2]:
+        assert not start.theta.any()
+        assert start.adjoint is None
+    # The preconditioner is of training rows alike, and where it was made says nothing.
+    assert starts[1].factor is not None
+    assert starts[2].theta.any()
 
 
 def test_bounds_hold():
