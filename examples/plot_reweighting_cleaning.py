@@ -44,8 +44,9 @@ is_wrong = rng.rand(len(y_train)) < 0.8
 y_train[is_wrong] = (y_train[is_wrong] + rng.randint(1, 10, is_wrong.sum())) % 10
 
 
-def fit(model, sample_weight=None):
-    return model.fit(X_train, y_train, sample_weight, X_val=X_val, y_val=y_val)
+def fit(model, shares=None):
+    counts = None if shares is None else shares * len(shares)
+    return model.fit(X_train, y_train, counts, X_val=X_val, y_val=y_val)
 
 
 # %%
