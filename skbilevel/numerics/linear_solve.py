@@ -6,6 +6,7 @@ M. R. Hestenes, E. Stiefel (1952). Methods of conjugate gradients for solving li
 J. Nocedal, S. J. Wright (2006). Numerical Optimization, algorithms 5.2, 5.3 and 7.1.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -131,23 +132,30 @@ def _iterate(
     system: Operator, x: Tensor, r: Tensor, precondition: Operator, steps: int, tolerance: float
 ) -> tuple[Tensor, int, bool]:
     """Iterate, steps taken, and whether a direction of nonpositive curvature ended them."""
-    x, r, p, rz_before = x.clone(), r.clone(), torch.zeros_like(x), x.new_ones(())
+    largest = torch.finfo(x.dtype).max
+    x, r, p, rz_before = x.clone(), r.clone(), torch.zeros_like(x), 1.0
     for n_iter in range(steps):
         if _norm(r) <= tolerance:
             return x, n_iter, False
         z = precondition(r).detach()
-        rz = r.dot(z)
-        p = torch.addcmul(z, rz / rz_before, p)
+        rz = float(r.dot(z))
+        p = torch.add(z, p, alpha=_quotient(rz, rz_before, largest))
         product = system(p).detach()
-        curvature = p.dot(product)
-        step = rz / curvature
+        curvature = float(p.dot(product))
+        step = _quotient(rz, curvature, largest)
         # Negated, so that a NaN stops the loop too.
-        if not (curvature > 0 and step.isfinite()):
-            return x, n_iter, bool(curvature <= 0)
-        x.addcmul_(step, p)
-        r.addcmul_(-step, product)
+        if not (curvature > 0 and math.isfinite(step)):
+            return x, n_iter, curvature <= 0
+        x.add_(p, alpha=step)
+        r.sub_(product, alpha=step)
         rz_before = rz
     return x, steps, False
+
+
+def _quotient(a: float, b: float, largest: float) -> float:
+    """a / b, or NaN where the type of a tensor cannot hold it."""
+    value = a / b if b else math.nan
+    return value if abs(value) <= largest else math.nan
 
 
 def _identity(v: Tensor) -> Tensor:
