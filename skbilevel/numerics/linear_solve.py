@@ -28,7 +28,8 @@ class LinearSolve:
     value : Tensor of shape (n,)
         The last iterate, without a graph.
     residual_norm : float
-        ``|b - A x|``, computed from the value and not by the recursion of the solver.
+        ``|b - A x|``, computed from the value and not by the recursion of the solver, unless that
+        was asked for.
     n_iter : int
         Steps taken.
     converged : bool
@@ -87,6 +88,7 @@ def conjugate_gradient(
     rtol: float | None = None,
     atol: float = 0.0,
     damping: float = 0.0,
+    certify: bool = True,
 ) -> LinearSolve:
     """Solve ``(A + damping I) x = b`` by preconditioned conjugate gradients.
 
@@ -107,6 +109,9 @@ def conjugate_gradient(
         of the machine epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
     damping : float, default=0.0
         Added to the diagonal. A ridge that is already part of A is not to be repeated here.
+    certify : bool, default=True
+        Compute the residual from the value, by one more product. False is for a step that is put
+        to a test of its own: the residual is then that of the recursion.
 
     Returns
     -------
@@ -120,23 +125,24 @@ def conjugate_gradient(
     start = torch.zeros_like(b) if x0 is None or not b.any() else x0.detach()
     residual = b - system(start).detach() if start.any() else b
     steps = 10 * b.numel() if max_iter is None else max_iter
-    x, n_iter, negative_curvature = _iterate(
+    x, residual, n_iter, negative_curvature = _iterate(
         system, start, residual, preconditioner or _identity, steps, tolerance
     )
     # The recursive residual drifts from the true one, and hides a bad operator: it cannot certify.
-    residual_norm = _norm(b - system(x).detach())
+    residual_norm = _norm(b - system(x).detach() if certify else residual)
     return LinearSolve(x, residual_norm, n_iter, residual_norm <= tolerance, negative_curvature)
 
 
 def _iterate(
     system: Operator, x: Tensor, r: Tensor, precondition: Operator, steps: int, tolerance: float
-) -> tuple[Tensor, int, bool]:
-    """Iterate, steps taken, and whether a direction of nonpositive curvature ended them."""
+) -> tuple[Tensor, Tensor, int, bool]:
+    """Iterate, its residual, steps taken, and whether a direction of nonpositive curvature ended
+    them."""
     largest = torch.finfo(x.dtype).max
     x, r, p, rz_before = x.clone(), r.clone(), torch.zeros_like(x), 1.0
     for n_iter in range(steps):
         if _norm(r) <= tolerance:
-            return x, n_iter, False
+            return x, r, n_iter, False
         z = precondition(r).detach()
         rz = float(r.dot(z))
         p = torch.add(z, p, alpha=_quotient(rz, rz_before, largest))
@@ -145,11 +151,11 @@ def _iterate(
         step = _quotient(rz, curvature, largest)
         # Negated, so that a NaN stops the loop too.
         if not (curvature > 0 and math.isfinite(step)):
-            return x, n_iter, curvature <= 0
+            return x, r, n_iter, curvature <= 0
         x.add_(p, alpha=step)
         r.sub_(product, alpha=step)
         rz_before = rz
-    return x, steps, False
+    return x, r, steps, False
 
 
 def _quotient(a: float, b: float, largest: float) -> float:

@@ -75,7 +75,8 @@ def minimum(
         if length <= tol * scale:
             return replace(start, theta=point.theta, factor=factor, converged=True)
         rtol = min(_FORCING, (length / scale) ** 0.5) if scale else _FORCING
-        found = _solve(point, weights, gradient, factor, rtol=max(rtol, tol / 10))
+        # The line search tells whether a step is good.
+        found = _solve(point, weights, gradient, factor, rtol=max(rtol, tol / 10), certify=False)
         if found.n_iter > _MOST_PRODUCTS:
             factor = _inverse(point, weights)
         moved = _line_search(problem, point, weights, gradient, found.value)
@@ -139,6 +140,7 @@ def _solve(
     *,
     rtol: float,
     x0: Tensor | None = None,
+    certify: bool = True,
 ) -> LinearSolve:
     return conjugate_gradient(
         lambda v: point.product(weights, v),
@@ -147,6 +149,7 @@ def _solve(
         preconditioner=lambda r: (inverse @ r.view(len(inverse), -1)).reshape(-1),
         rtol=rtol,
         max_iter=_LIMIT,
+        certify=certify,
     )
 
 

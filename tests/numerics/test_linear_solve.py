@@ -104,6 +104,22 @@ def test_steps_cut_short_are_not_convergence_and_the_residual_is_true(matrix):
     assert solve.residual_norm == pytest.approx(true_residual(matrix, solve, b), rel=1e-13)
 
 
+@pytest.mark.parametrize("n_steps", [0, 1, 4])
+def test_residual_of_the_recursion_takes_one_product_less(matrix, n_steps):
+    def counted(v):
+        calls.append(v)
+        return product(matrix)(v)
+
+    b, solves, counts = normal(12), [], []
+    for certify in (True, False):
+        calls = []
+        solves.append(conjugate_gradient(counted, b, max_iter=n_steps, certify=certify))
+        counts.append(len(calls))
+    assert counts == [n_steps + 1, n_steps]
+    assert torch.equal(solves[0].value, solves[1].value)
+    assert solves[1].residual_norm == pytest.approx(solves[0].residual_norm, rel=1e-10)
+
+
 def test_no_step_returns_the_start(matrix):
     b = normal(12)
     solve = conjugate_gradient(product(matrix), b, max_iter=0)
