@@ -168,20 +168,6 @@ def linear_moments(y: Tensor, slopes: Tensor, mu: Tensor, kappa: Tensor) -> Line
     return LinearMoments(matrix, y[:, None] * kappa + mu[:, None] * (slopes - kappa))
 
 
-def shared_noise(squared_weights: Tensor, residual_noise: Tensor, slope_noise: Tensor) -> Tensor:
-    """sum_j s_ij^2 e^r_j e^D_j, (n, p): what the product of two smooths of the same training rows
-    has too much of, as the noise of r and of D is the same row's.
-
-    Parameters
-    ----------
-    squared_weights : Tensor of shape (n, m)
-        Squares of the weights of a linear smoother, of m training rows for n others.
-    residual_noise, slope_noise : Tensor of shape (m,) and (m, p)
-        Residuals of the training rows.
-    """
-    return squared_weights @ (residual_noise[:, None] * slope_noise)
-
-
 def _by_row(
     part: Callable[[Tensor, Tensor, Tensor], Tensor],
     omega: Tensor,

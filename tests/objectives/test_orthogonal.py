@@ -1,7 +1,6 @@
 """Orthogonal scores on finite supports, where every conditional mean is a sum."""
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from skbilevel.objectives.orthogonal import (
     moment_value,
     outer_derivatives,
     sensitivity_target,
-    shared_noise,
 )
 from tests.problems import central_differences
 
@@ -249,18 +247,3 @@ def test_least_squares_series_without_folds_are_two_stage_least_squares():
         assert_allclose(score, (rho[:, None] * K).sum(dim=0), atol=1e-10)
     matrix, vector = linear_moments(*map(torch.from_numpy, (y, D, mu, kappa)))
     assert_allclose(torch.linalg.solve(matrix.sum(0), vector.sum(0)), omega, rtol=1e-10)
-
-
-def test_shared_noise_is_what_the_product_of_two_smooths_expects_too_much():
-    """Over all outcomes of the noise of three training rows, whose r and D are noisy together."""
-    S = np.random.default_rng(4).normal(size=(2, 3))
-    of_r, of_D = np.array([1.0, -0.5, 2.0]), np.array([[0.7, 1.0], [1.5, -1.0], [-0.2, 0.4]])
-    m_r, m_D = np.array([0.3, 1.0, -2.0]), np.array([[1.0, 0.0], [2.0, -1.0], [0.5, 0.5]])
-    mean_product, mean_correction = np.zeros((2, 2)), np.zeros((2, 2))
-    for signs in product([-1.0, 1.0], repeat=3):
-        e_r, e_D = np.array(signs) * of_r, np.array(signs)[:, None] * of_D
-        mean_product += (S @ (m_r + e_r))[:, None] * (S @ (m_D + e_D)) / 8
-        tensors = map(torch.from_numpy, (S**2, e_r, e_D))
-        mean_correction += shared_noise(*tensors).numpy() / 8
-    assert_allclose(mean_product - mean_correction, (S @ m_r)[:, None] * (S @ m_D), rtol=1e-12)
-    assert np.abs(mean_correction).min() > 0.01
