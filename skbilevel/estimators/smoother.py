@@ -18,6 +18,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 _LEAST_EIGENVALUE = 1e-8
 # Leverage of a training row, at most, where its residual is scaled up by what it has fitted.
 _MOST_LEVERAGE = 0.95
+# Training rows at a time, where a product is needed of every output with every row.
+_BLOCK = 512
 RIDGES = tuple(np.logspace(-7, 0, 15))
 
 
@@ -102,17 +104,16 @@ class Smoother:
         same rows, whose outputs are noisy together: sum_j s_ij s'_ij Cov(e_j, e'_j). No matrix of
         all pairs of rows is needed: with C the mean of t_i t_i', row j has t_j' S C S' t_j.
         """
-        ones = np.ones((len(coordinates), 1)), np.ones((len(self.train), 1))
-        new, old = (np.hstack(part) for part in zip(ones, (coordinates, self.train), strict=True))
-        gram = new.T @ new / len(new)
-        shrink = 1 / (self.spread[:, np.newaxis] + self.ridges) / len(old)
-        each = [
-            old * np.concatenate([[1 / len(old)], shrink[:, output]]) * self.noise[:, [output]]
-            for output in range(len(self.ridges))
-        ]
-        return np.array(
-            [[np.vdot(moved, other) for other in each] for moved in (e @ gram for e in each)]
-        )
+        n_rows, n_outputs = self.noise.shape
+        gram = _with_constant(coordinates).T @ _with_constant(coordinates) / len(coordinates)
+        shrink = _with_constant(1 / (self.spread + self.ridges[:, np.newaxis])) / n_rows
+        total = np.zeros((n_outputs, n_outputs))
+        for start in range(0, n_rows, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            noisy = self.noise[block].T[:, :, np.newaxis] * _with_constant(self.train[block])
+            each = noisy * shrink[:, np.newaxis]
+            total += (each @ gram).reshape(n_outputs, -1) @ each.reshape(n_outputs, -1).T
+        return total
 
 
 def fit_smoother(
@@ -149,6 +150,11 @@ def _by_cross_validation(
     error = np.maximum(total - explained, 0) / (1 - freedom[:, np.newaxis] / n_rows) ** 2
     error[freedom >= n_rows] = np.inf
     return ridges[error.argmin(axis=0)]
+
+
+def _with_constant(rows: np.ndarray) -> np.ndarray:
+    """Rows (b, r) behind a 1, (b, r + 1)."""
+    return np.column_stack([np.ones(len(rows)), rows])
 
 
 def _kernel(X: np.ndarray, centres: np.ndarray, bandwidth: float) -> np.ndarray:
