@@ -18,7 +18,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 _LEAST_EIGENVALUE = 1e-8
 # Leverage of a training row, at most, where its residual is scaled up by what it has fitted.
 _MOST_LEVERAGE = 0.95
-# Training rows at a time, where a product is needed of every output with every row.
+# Training rows at a time, where a product is needed of every ridge with every row.
 _BLOCK = 512
 RIDGES = tuple(np.logspace(-7, 0, 15))
 
@@ -104,15 +104,16 @@ class Smoother:
         same rows, whose outputs are noisy together: sum_j s_ij s'_ij Cov(e_j, e'_j). No matrix of
         all pairs of rows is needed: with C the mean of t_i t_i', row j has t_j' S C S' t_j.
         """
-        n_rows, n_outputs = self.noise.shape
         gram = _with_constant(coordinates).T @ _with_constant(coordinates) / len(coordinates)
-        shrink = _with_constant(1 / (self.spread + self.ridges[:, np.newaxis])) / n_rows
-        total = np.zeros((n_outputs, n_outputs))
-        for start in range(0, n_rows, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            noisy = self.noise[block].T[:, :, np.newaxis] * _with_constant(self.train[block])
-            each = noisy * shrink[:, np.newaxis]
-            total += (each @ gram).reshape(n_outputs, -1) @ each.reshape(n_outputs, -1).T
+        # Outputs of one ridge have the same weights.
+        ridges, of = np.unique(self.ridges, return_inverse=True)
+        shrink = _with_constant(1 / (self.spread + ridges[:, np.newaxis])) / len(self.noise)
+        total = np.zeros((len(of), len(of)))
+        for start in range(0, len(self.noise), _BLOCK):
+            noise = self.noise[start : start + _BLOCK]
+            each = shrink[:, np.newaxis] * _with_constant(self.train[start : start + _BLOCK])
+            pairs = (each @ gram).transpose(1, 0, 2) @ each.transpose(1, 2, 0)
+            total += np.einsum("ja,jb,jab->ab", noise, noise, pairs[:, of][:, :, of])
         return total
 
 
