@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from skbilevel.estimators.gradient_result import GradientResult
 from skbilevel.estimators.smoother import RIDGES, fit_smoother
 from skbilevel.objectives.orthogonal import linear_moments
 
@@ -60,10 +61,10 @@ class LinearMomentFit:
         """(n, p); their mean is the gradient."""
         return self.matrices @ omega - self.vectors
 
-    def gradient(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """It, (p,), and its covariance (p, p)."""
+    def gradient(self, omega: np.ndarray) -> GradientResult:
+        """At omega, (p,)."""
         scores = self.scores(omega)
-        return scores.mean(axis=0), _covariance(scores)
+        return GradientResult(scores.mean(axis=0), _covariance(scores), scores)
 
     def root(self) -> tuple[np.ndarray, np.ndarray]:
         """omega where the gradient is 0, (p,), and its covariance A^-1 cov(psi) A^-1 / n.

@@ -31,20 +31,21 @@ def test_scores_are_those_of_a_conditional_moment(rows):
     expected = moment_score(*map(torch.from_numpy, tensors))
     fit = moment_fit(y, D, told)
     assert_allclose(fit.scores(OMEGA), expected, rtol=1e-10, atol=1e-12)
-    gradient, covariance = fit.gradient(OMEGA)
-    assert_allclose(gradient, expected.mean(dim=0), rtol=1e-10)
-    centred = expected.numpy() - gradient
-    assert_allclose(covariance, centred.T @ centred / (N - 1) / N, rtol=1e-10)
+    gradient = fit.gradient(OMEGA)
+    assert_allclose(gradient.scores_, expected, rtol=1e-10, atol=1e-12)
+    assert_allclose(gradient.coef_, expected.mean(dim=0), rtol=1e-10)
+    centred = expected.numpy() - gradient.coef_
+    assert_allclose(gradient.cov_, centred.T @ centred / (N - 1) / N, rtol=1e-10)
 
 
 def test_root_has_no_gradient_and_the_covariance_of_an_estimating_equation(rows):
     features, y, D, folds = rows
     fit = moment_fit(y, D, smoothed(features, y, D, folds))
     omega, covariance = fit.root()
-    gradient, of_gradient = fit.gradient(omega)
-    assert_allclose(gradient, 0, atol=1e-12)
+    gradient = fit.gradient(omega)
+    assert_allclose(gradient.coef_, 0, atol=1e-12)
     inverse = np.linalg.inv(fit.matrix)
-    assert_allclose(covariance, inverse @ of_gradient @ inverse.T, rtol=1e-10)
+    assert_allclose(covariance, inverse @ gradient.cov_ @ inverse.T, rtol=1e-10)
 
 
 def test_rows_are_told_by_models_that_have_not_seen_them(rows):
@@ -119,8 +120,8 @@ def repeated():
         told = smoothed(kernel(X), y, D, folds)
         exact = Nuisances(K @ [0.5, 1.0, -1.5], K, np.zeros((4, 4)))
         for name, nuisances in (("oracle", exact), ("second", told)):
-            gradient, covariance = moment_fit(y, D, nuisances).gradient(np.zeros(3))
-            found[name].append((gradient, np.sqrt(np.diag(covariance))))
+            gradient = moment_fit(y, D, nuisances).gradient(np.zeros(3))
+            found[name].append((gradient.coef_, gradient.stderr_))
         rows = -told.mu[:, None] * told.kappa
         found["plug-in"].append((rows.mean(axis=0), rows.std(axis=0, ddof=1) / np.sqrt(500)))
     return {name: np.array(each) for name, each in found.items()}
