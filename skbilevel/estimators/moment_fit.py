@@ -105,8 +105,8 @@ def smoothed(
 def moment_fit(y: np.ndarray, slopes: np.ndarray, nuisances: Nuisances) -> LinearMomentFit:
     """Scores of rows with numbers y (n,) and slopes D (n, p).
 
-    The product of two nuisances of the same training rows has a bias of its own, which is added
-    back to the products K K' and K mu of eq. (2).
+    The products K K' and K mu of eq. (2) are of nuisances of the same training rows, and expect
+    their shared noise too much, which is taken from them.
     """
     parts = (y, slopes, nuisances.mu, nuisances.kappa)
     matrix, vector = linear_moments(*map(torch.from_numpy, map(np.ascontiguousarray, parts)))

@@ -62,8 +62,8 @@ class Task:
         return reweighted_linear(X, Y, X_target, Y_target, self.loss, self.ridge, shares)
 
     def penalty(self, strength: float, rows: Sample | None = None) -> Penalty:
-        """The divergence from equal weights of training rows or others, so many times the loss of
-        one who knows nothing; as often as the user says, if he does."""
+        """The divergence from equal weights of training rows or others, ``strength`` times the
+        loss of one who knows nothing, or `kl` times if that is given."""
         shares = (self.train if rows is None else rows).shares
         times = strength if self.kl is None else self.kl
         prior, strength = torch.from_numpy(shares), times * self.unit

@@ -36,8 +36,9 @@ with bias ``-E[(rho_hat - rho)(kappa_hat - kappa)]``: instrumental variables, Be
 every other conditional moment restriction are of this form.
 
 Reference: El Khoury, Zenati, Kallus, Arbel and Bibaut (2026), Semiparametric efficient bilevel
-gradient estimation, arXiv 2605.21341, for the method. The formulas are derived in the theory page
-and checked against finite differences.
+gradient estimation, arXiv 2605.21341, for the method; of its formulas no text could be had. These
+were derived anew, and tests check them on finite supports: means against finite differences, and
+the score against derivatives along distributions.
 """
 
 from collections.abc import Callable

@@ -269,8 +269,9 @@ class Weights(NamedTuple):
     Attributes
     ----------
     value : Tensor of shape (n,)
+        Or (n + m,), where m rows of certain use follow.
     pull : callable
-        ``dh/dw -> dh/dphi``, (n,) to (q,).
+        ``dh/dw -> dh/dphi``, from a tensor like ``value`` to (q,).
     """
 
     value: Tensor
