@@ -14,9 +14,13 @@ _ESTIMATORS = {
     "BilevelClassifier": "skbilevel.estimators.bilevel_predictors",
     "BilevelImputer": "skbilevel.estimators.bilevel",
     "BilevelRegressor": "skbilevel.estimators.bilevel_predictors",
+    "ConditionalMomentGradient": "skbilevel.estimators.conditional_moment",
     "GaussianImputer": "skbilevel.estimators.gaussian",
     "MIWAEImputer": "skbilevel.estimators.miwae",
     "NotMIWAEImputer": "skbilevel.estimators.not_miwae",
+    "NystroemRidge": "skbilevel.estimators.nystroem",
+    "OrthogonalFQE": "skbilevel.estimators.orthogonal_fqe",
+    "OrthogonalIVRegressor": "skbilevel.estimators.orthogonal_iv",
     "ReweightingClassifier": "skbilevel.estimators.reweighting",
     "ReweightingRegressor": "skbilevel.estimators.reweighting",
 }

@@ -7,9 +7,15 @@ from skbilevel import testing as testing
 from skbilevel.estimators.bilevel import BilevelImputer as BilevelImputer
 from skbilevel.estimators.bilevel_predictors import BilevelClassifier as BilevelClassifier
 from skbilevel.estimators.bilevel_predictors import BilevelRegressor as BilevelRegressor
+from skbilevel.estimators.conditional_moment import (
+    ConditionalMomentGradient as ConditionalMomentGradient,
+)
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
 from skbilevel.estimators.miwae import MIWAEImputer as MIWAEImputer
 from skbilevel.estimators.not_miwae import NotMIWAEImputer as NotMIWAEImputer
+from skbilevel.estimators.nystroem import NystroemRidge as NystroemRidge
+from skbilevel.estimators.orthogonal_fqe import OrthogonalFQE as OrthogonalFQE
+from skbilevel.estimators.orthogonal_iv import OrthogonalIVRegressor as OrthogonalIVRegressor
 from skbilevel.estimators.reweighting import ReweightingClassifier as ReweightingClassifier
 from skbilevel.estimators.reweighting import ReweightingRegressor as ReweightingRegressor
 
@@ -18,9 +24,13 @@ __all__ = [
     "BilevelClassifier",
     "BilevelImputer",
     "BilevelRegressor",
+    "ConditionalMomentGradient",
     "GaussianImputer",
     "MIWAEImputer",
     "NotMIWAEImputer",
+    "NystroemRidge",
+    "OrthogonalFQE",
+    "OrthogonalIVRegressor",
     "ReweightingClassifier",
     "ReweightingRegressor",
     "__version__",

@@ -6,6 +6,7 @@ on incomplete data. They need nothing of this package, so that any imputer can b
 """
 
 import warnings
+from inspect import Parameter, signature
 from typing import Any
 from unittest import SkipTest
 
@@ -18,12 +19,14 @@ __all__ = ["IMPUTER_CHECKS", "all_estimators", "check_imputer"]
 
 
 def all_estimators() -> list[tuple[str, type[BaseEstimator]]]:
-    """All public estimators of skbilevel.
+    """All public estimators of skbilevel that can be constructed without arguments.
+
+    Those that need a residual, losses or a policy are not among them.
 
     Returns
     -------
     list of (str, type)
-        Names and classes in alphabetical order; each can be constructed without arguments.
+        Names and classes in alphabetical order.
 
     Examples
     --------
@@ -35,7 +38,7 @@ def all_estimators() -> list[tuple[str, type[BaseEstimator]]]:
     return sorted(
         (name, item)
         for name, item in public
-        if isinstance(item, type) and issubclass(item, BaseEstimator)
+        if isinstance(item, type) and issubclass(item, BaseEstimator) and _needs_nothing(item)
     )
 
 
@@ -85,6 +88,11 @@ def check_imputer(imputer: Any, on_fail: str | None = "raise") -> list[dict[str,
             if on_fail == "warn":
                 warnings.warn(f"{name} failed: {exception!r}", UserWarning, stacklevel=2)
     return results
+
+
+def _needs_nothing(kind: type[BaseEstimator]) -> bool:
+    parameters = list(signature(kind).parameters.values())
+    return all(parameter.default is not Parameter.empty for parameter in parameters)
 
 
 def _outcome(check: Check, imputer: Any) -> tuple[str, Exception | None]:

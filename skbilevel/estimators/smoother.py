@@ -3,7 +3,8 @@
 The weights that it gives to training rows are known, which the second-order correction of
 orthogonal scores needs. Everything is told in the coordinates of the principal axes of the
 features, in which the ridges of all outputs are diagonal: one factorisation serves every output
-and every ridge.
+and every ridge. Rows enter by sums alone, so that they can come in blocks, and so that many
+training sets that share rows share their sums.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from sklearn.metrics.pairwise import rbf_kernel
 _LEAST_EIGENVALUE = 1e-8
 # Leverage of a training row, at most, where its residual is scaled up by what it has fitted.
 _MOST_LEVERAGE = 0.95
-# Training rows at a time, where a product is needed of every ridge with every row.
-_BLOCK = 512
+# Axes whose variance is below this share of every ridge have no part in weights: it enters these
+# squared.
+_LEAST_SHARE = 1e-4
 RIDGES = tuple(np.logspace(-7, 0, 15))
 
 
@@ -52,110 +54,237 @@ class KernelFeatures:
 
 
 @dataclass(frozen=True)
-class Smoother:
-    """Ridge regression of outputs on features, in the coordinates of their principal axes.
-
-    With t the coordinates of a row, after centring, and n training rows, row j has the weight
-    ``1/n + sum_q t_q t_jq / (s_q + lambda) / n``.
+class Gram:
+    """Sums over rows of products of their features behind a constant, z = (1, features).
 
     Attributes
     ----------
+    total : ndarray of shape (q + 1, q + 1)
+        sum_i w_i z_i z_i'.
+    """
+
+    total: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, weights: np.ndarray | None = None) -> Gram:
+        """Of features (n, q), with weights (n,)."""
+        z = with_constant(features)
+        return cls(z.T @ (z if weights is None else weights[:, np.newaxis] * z))
+
+    @property
+    def n_rows(self) -> float:
+        """How many rows, or the sum of their weights."""
+        return float(self.total[0, 0])
+
+    def __add__(self, other: Gram) -> Gram:
+        return Gram(self.total + other.total)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Sums over rows of products of outputs with z, and with themselves.
+
+    Attributes
+    ----------
+    with_features : ndarray of shape (q + 1, k)
+    squares : ndarray of shape (k,)
+    """
+
+    with_features: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(
+        cls, features: np.ndarray, Y: np.ndarray, weights: np.ndarray | None = None
+    ) -> Products:
+        """Of features (n, q) and outputs (n, k), with weights (n,)."""
+        weighted = Y if weights is None else weights[:, np.newaxis] * Y
+        return cls(with_constant(features).T @ weighted, (weighted * Y).sum(axis=0))
+
+    def __add__(self, other: Products) -> Products:
+        return Products(self.with_features + other.with_features, self.squares + other.squares)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Principal axes of the features of training rows.
+
+    Attributes
+    ----------
+    n_rows : float
+        How many rows, or the sum of their weights: a weight says how often a row occurs.
     center : ndarray of shape (q,)
     axes : ndarray of shape (q, r)
     spread : ndarray of shape (r,)
         s, the variance along each axis.
-    ridges : ndarray of shape (k,)
-        lambda of each output.
-    intercept : ndarray of shape (k,)
-    coef : ndarray of shape (r, k)
-    train : ndarray of shape (n, r)
-        Coordinates of the training rows.
-    noise : ndarray of shape (n, k)
-        Residuals of the training rows, over the root of what their leverage leaves.
     """
 
+    n_rows: float
     center: np.ndarray
     axes: np.ndarray
     spread: np.ndarray
-    ridges: np.ndarray
-    intercept: np.ndarray
-    coef: np.ndarray
-    train: np.ndarray
-    noise: np.ndarray
+
+    @classmethod
+    def of(cls, gram: Gram) -> Axes:
+        """Of training rows with these sums."""
+        center = gram.total[0, 1:] / gram.n_rows
+        spread, axes = np.linalg.eigh(gram.total[1:, 1:] / gram.n_rows - np.outer(center, center))
+        kept = spread > np.finfo(float).eps * gram.n_rows * max(spread[-1:], default=0.0)
+        return cls(gram.n_rows, center, axes[:, kept], spread[kept])
 
     def coordinates(self, features: np.ndarray) -> np.ndarray:
         """(b, r), for features (b, q)."""
         return (features - self.center) @ self.axes
 
-    def predict(self, coordinates: np.ndarray) -> np.ndarray:
-        """(b, k), for coordinates (b, r)."""
-        return self.intercept + coordinates @ self.coef
 
-    def weights(self, coordinates: np.ndarray, output: int) -> np.ndarray:
-        """Of the training rows, (b, n), in the prediction of an output."""
-        shrunk = coordinates / (self.spread + self.ridges[output])
-        return (1 + shrunk @ self.train.T) / len(self.train)
+@dataclass(frozen=True)
+class Smoother:
+    """Ridge regression of outputs on features.
 
-    def shared_noise(self, coordinates: np.ndarray) -> np.ndarray:
-        """Mean over rows i, with coordinates (b, r), of sum_j s_ij s'_ij e_j e'_j for each pair of
-        outputs, (k, k), with s and s' their `weights` and e and e' their noise.
+    With t the coordinates of a row on the axes, and n training rows, row j has the weight
+    ``1/n + sum_q t_q t_jq / (s_q + lambda) / n`` in the prediction of an output.
 
-        It is what the product of two predictions expects too much of where both are made of the
-        same rows, whose outputs are noisy together: sum_j s_ij s'_ij Cov(e_j, e'_j). No matrix of
-        all pairs of rows is needed: with C the mean of t_i t_i', row j has t_j' S C S' t_j.
+    Attributes
+    ----------
+    axes : Axes
+    ridges : ndarray of shape (k,)
+        lambda of each output.
+    intercept : ndarray of shape (k,)
+    coef : ndarray of shape (r, k)
+    """
+
+    axes: Axes
+    ridges: np.ndarray
+    intercept: np.ndarray
+    coef: np.ndarray
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(b, k), for features (b, q)."""
+        slopes = self.axes.axes @ self.coef
+        return self.intercept - self.axes.center @ slopes + features @ slopes
+
+    def weights(self, features: np.ndarray, train: np.ndarray, output: int) -> np.ndarray:
+        """Of training rows, (b, n), in the prediction of an output, from features of both."""
+        at, of = self.axes.coordinates(features), self.axes.coordinates(train)
+        shrunk = at / (self.axes.spread + self.ridges[output])
+        return (1 + shrunk @ of.T) / self.axes.n_rows
+
+
+@dataclass(frozen=True)
+class Echo:
+    """What training rows say twice: where two outputs are predicted by the same rows, the product
+    of their predictions expects too much of what noise the outputs share.
+
+    Attributes
+    ----------
+    axes : Axes
+        Those that weights need.
+    ridges : ndarray of shape (u,)
+        Those that differ.
+    which : ndarray of shape (k,)
+        Index of the ridge of each output.
+    shrunk : ndarray of shape (u, r + 1, r + 1)
+        S C S' for pairs of a ridge with itself, as a root: ``R`` with ``R' R = S C S``, where S
+        has 1 / (s + lambda) on its diagonal and C is the mean of t t' over rows that are told.
+    """
+
+    axes: Axes
+    ridges: np.ndarray
+    which: np.ndarray
+    shrunk: np.ndarray
+
+    @classmethod
+    def of(cls, smoother: Smoother, told: Gram) -> Echo:
+        """For rows that are told, by their sums."""
+        ridges, which = np.unique(smoother.ridges, return_inverse=True)
+        axes = smoother.axes
+        kept = axes.spread > _LEAST_SHARE * ridges.min(initial=np.inf)
+        axes = Axes(axes.n_rows, axes.center, axes.axes[:, kept], axes.spread[kept])
+        # (1, t) of a row is this matrix times its (1, features).
+        turn = np.zeros((len(axes.spread) + 1, len(axes.center) + 1))
+        turn[0, 0], turn[1:, 0], turn[1:, 1:] = 1, -axes.axes.T @ axes.center, axes.axes.T
+        values, vectors = np.linalg.eigh(turn @ told.total @ turn.T / told.n_rows)
+        root = np.sqrt(np.maximum(values, 0))[:, np.newaxis] * vectors.T
+        shrink = with_constant(1 / (axes.spread + ridges[:, np.newaxis])) / axes.n_rows
+        return cls(axes, ridges, which, root * shrink[:, np.newaxis])
+
+    def of_rows(self, features: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+        """Sum over training rows j, with features (b, q) and residuals (b, k), of the mean over
+        rows i that are told of ``s_ij s'_ij e_j e'_j`` for each pair of outputs, (k, k).
+
+        s and s' are the weights of the two outputs, and e and e' what their residuals are without
+        the row's own part in its prediction: residual / sqrt(1 - leverage). No matrix of all pairs
+        of rows is needed, as the mean of ``s_ij s'_ij`` over i is ``t_j' S C S' t_j``.
         """
-        gram = _with_constant(coordinates).T @ _with_constant(coordinates) / len(coordinates)
-        # Outputs of one ridge have the same weights.
-        ridges, of = np.unique(self.ridges, return_inverse=True)
-        shrink = _with_constant(1 / (self.spread + ridges[:, np.newaxis])) / len(self.noise)
-        total = np.zeros((len(of), len(of)))
-        for start in range(0, len(self.noise), _BLOCK):
-            noise = self.noise[start : start + _BLOCK]
-            each = shrink[:, np.newaxis] * _with_constant(self.train[start : start + _BLOCK])
-            pairs = (each @ gram).transpose(1, 0, 2) @ each.transpose(1, 2, 0)
-            total += np.einsum("ja,jb,jab->ab", noise, noise, pairs[:, of][:, :, of])
+        t = with_constant(self.axes.coordinates(features))
+        leverage = self._leverage(t)
+        noise = residuals / np.sqrt(1 - np.minimum(leverage, _MOST_LEVERAGE))[:, self.which]
+        each = np.stack([t @ root.T for root in self.shrunk])
+        total = np.zeros((residuals.shape[1],) * 2)
+        for one in range(len(self.ridges)):
+            for other in range(one, len(self.ridges)):
+                a, b = self.which == one, self.which == other
+                pairs = np.einsum("ir,ir->i", each[one], each[other])
+                block = noise[:, a].T @ (pairs[:, np.newaxis] * noise[:, b])
+                total[np.ix_(a, b)] = block
+                total[np.ix_(b, a)] = block.T
         return total
 
+    def _leverage(self, t: np.ndarray) -> np.ndarray:
+        """(b, u), of training rows with coordinates behind a constant."""
+        inverse = with_constant(1 / (self.axes.spread + self.ridges[:, np.newaxis]))
+        return np.square(t) @ inverse.T / self.axes.n_rows
 
-def fit_smoother(
-    features: np.ndarray,
-    Y: np.ndarray,
-    ridges: Sequence[float] = RIDGES,
+
+def fitted_smoother(
+    axes: Axes,
+    products: Products,
+    ridges: Sequence[float] | np.ndarray = RIDGES,
     undersmooth: float = 1.0,
 ) -> Smoother:
-    """Fit outputs Y (n, k) to features (n, q), each with the ridge of the least generalised
+    """The smoother of outputs with these products, each with the ridge of the least generalised
     cross-validation error, ``n |y - y_hat|^2 / (n - df)^2``, times ``undersmooth``."""
-    n_rows, center = len(features), features.mean(axis=0)
-    centred, intercept = features - center, Y.mean(axis=0)
-    spread, axes = np.linalg.eigh(centred.T @ centred / n_rows)
-    kept = spread > np.finfo(float).eps * n_rows * spread[-1]
-    spread, axes = spread[kept], axes[:, kept]
-    train = centred @ axes
-    along, total = train.T @ (Y - intercept) / n_rows, np.square(Y - intercept).mean(axis=0)
-    chosen = undersmooth * _by_cross_validation(spread, along, total, np.asarray(ridges), n_rows)
-    coef = along / (spread[:, np.newaxis] + chosen)
-    leverage = (1 + np.square(train) @ (1 / (spread[:, np.newaxis] + chosen))) / n_rows
-    residuals = Y - intercept - train @ coef
-    noise = residuals / np.sqrt(1 - np.minimum(leverage, _MOST_LEVERAGE))
-    return Smoother(center, axes, spread, chosen, intercept, coef, train, noise)
+    chosen = np.asarray(ridges)[_errors(axes, products, ridges).argmin(axis=0)]
+    return with_ridges(axes, products, undersmooth * chosen)
 
 
-def _by_cross_validation(
-    spread: np.ndarray, along: np.ndarray, total: np.ndarray, ridges: np.ndarray, n_rows: int
-) -> np.ndarray:
-    """The ridge of each output, (k,), from outputs along the axes (r, k) and their variance."""
-    shrink = spread / (spread + ridges[:, np.newaxis])
+def least_errors(axes: Axes, products: Products, ridges: Sequence[float]) -> np.ndarray:
+    """The generalised cross-validation error of the best ridge of each output, (k,)."""
+    return _errors(axes, products, ridges).min(axis=0)
+
+
+def with_ridges(axes: Axes, products: Products, ridges: np.ndarray) -> Smoother:
+    """The smoother of outputs with these products and ridges (k,)."""
+    along, intercept = _along(axes, products)
+    return Smoother(axes, ridges, intercept, along / (axes.spread[:, np.newaxis] + ridges))
+
+
+def _errors(axes: Axes, products: Products, ridges: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Of each ridge and output, (len(ridges), k)."""
+    along, intercept = _along(axes, products)
+    total = products.squares / axes.n_rows - intercept**2
+    shrink = axes.spread / (axes.spread + np.asarray(ridges)[:, np.newaxis])
     freedom = 1 + shrink.sum(axis=1)
     # |y - y_hat|^2 / n is the variance less what shrunk coordinates explain.
-    explained = (shrink * (2 - shrink)) @ (along**2 / spread[:, np.newaxis])
-    error = np.maximum(total - explained, 0) / (1 - freedom[:, np.newaxis] / n_rows) ** 2
-    error[freedom >= n_rows] = np.inf
-    return ridges[error.argmin(axis=0)]
+    explained = (shrink * (2 - shrink)) @ (along**2 / axes.spread[:, np.newaxis])
+    left = 1 - freedom / axes.n_rows
+    # A fit that has as many degrees of freedom as rows says nothing: of these the least are best.
+    error = np.maximum(total - explained, 0) / np.square(left)[:, np.newaxis]
+    spent = left <= 0
+    error[spent] = np.finfo(float).max * freedom[spent, np.newaxis] / freedom.max()
+    return error
 
 
-def _with_constant(rows: np.ndarray) -> np.ndarray:
+def with_constant(rows: np.ndarray) -> np.ndarray:
     """Rows (b, r) behind a 1, (b, r + 1)."""
     return np.column_stack([np.ones(len(rows)), rows])
+
+
+def _along(axes: Axes, products: Products) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs along the axes, (r, k), and their means, (k,)."""
+    intercept = products.with_features[0] / axes.n_rows
+    centred = products.with_features[1:] / axes.n_rows - np.outer(axes.center, intercept)
+    return axes.axes.T @ centred, intercept
 
 
 def _kernel(X: np.ndarray, centres: np.ndarray, bandwidth: float) -> np.ndarray:

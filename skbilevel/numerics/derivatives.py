@@ -27,6 +27,7 @@ __all__ = [
     "gauss_newton_vp",
     "grad",
     "hvp",
+    "row_jacobian",
     "value_and_grad",
     "vjp",
 ]
@@ -125,6 +126,14 @@ def value_and_grad(f: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, tup
 def grad(f: Callable[..., Tensor], *args: Tensor) -> tuple[Tensor, ...]:
     """The gradient of a scalar function in each of its arguments, in one backward pass."""
     return value_and_grad(f, *args)[1]
+
+
+def row_jacobian(output: Tensor, theta: Tensor) -> Tensor:
+    """``J = d output / d theta``, (n, p), from the graph that leads to an output of shape (n,),
+    which is kept: p products, whatever n is, by differentiating ``J'v`` in v."""
+    v = torch.zeros_like(output, requires_grad=True)
+    (pulled,) = vjp(output, (theta,), v, create_graph=True)
+    return torch.stack([vjp(part, (v,))[0] for part in pulled], dim=1)
 
 
 def hvp(f: ScalarFunction, theta: Tensor, phi: Tensor, v: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ the score against derivatives along distributions.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -139,6 +140,33 @@ def moment_score(rho: Tensor, kappa: Tensor, residual: Tensor, slopes: Tensor) -
     return rho[:, None] * (slopes - kappa) + residual[:, None] * kappa
 
 
+def adjoint_score(rho: Tensor, kappa: Tensor, residual: Tensor, slopes: Tensor) -> Tensor:
+    """rho D, (n, p): the plug-in ``g + a B``, with an error of first order in that of rho."""
+    return rho[:, None] * slopes
+
+
+def jacobian_score(rho: Tensor, kappa: Tensor, residual: Tensor, slopes: Tensor) -> Tensor:
+    """rho kappa, (n, p): the plug-in ``g + J d`` with E[d | X] for d."""
+    return rho[:, None] * kappa
+
+
+def instrument_score(rho: Tensor, kappa: Tensor, residual: Tensor, slopes: Tensor) -> Tensor:
+    """kappa r, (n, p): kappa as an instrument; its error is of second order where rho = 0."""
+    return residual[:, None] * kappa
+
+
+# (rho, kappa, r, D) -> scores (n, p), of which r and rho, and D and kappa, are factors.
+MomentScore = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+MOMENT_SCORES: dict[str, MomentScore] = {
+    "orthogonal": moment_score,
+    "plug_in": adjoint_score,
+    "plug_in_product": jacobian_score,
+    "instrument": instrument_score,
+}
+# What a score has of the product of nuisances, which expects their shared noise too much.
+PRODUCT_SHARE = {"orthogonal": -1.0, "plug_in": 0.0, "plug_in_product": 1.0, "instrument": 0.0}
+
+
 def moment_value(rho: Tensor, residual: Tensor) -> Tensor:
     """rho r - rho^2 / 2 of every row, (n,): its mean is F, and eq. (2) its derivative in omega.
 
@@ -148,25 +176,28 @@ def moment_value(rho: Tensor, residual: Tensor) -> Tensor:
 
 
 class LinearMoments(NamedTuple):
-    """Eq. (2) where r = D'omega - y and D does not depend on omega: psi = A omega - b.
+    """The mean of a score where r = D'omega - y and D does not depend on omega: A omega - b.
 
     Attributes
     ----------
-    matrix : Tensor of shape (n, p, p)
-        D K' + K D' - K K' of every row, with K = E[D | X]; it is symmetric.
-    vector : Tensor of shape (n, p)
-        K y + (D - K) mu, with mu = E[y | X].
+    matrix : Tensor of shape (p, p)
+        A; that of eq. (2) is the mean of D K' + K D' - K K' with K = E[D | X].
+    vector : Tensor of shape (p,)
+        b; that of eq. (2) is the mean of K y + (D - K) mu with mu = E[y | X].
     """
 
     matrix: Tensor
     vector: Tensor
 
 
-def linear_moments(y: Tensor, slopes: Tensor, mu: Tensor, kappa: Tensor) -> LinearMoments:
-    """From y and mu, (n,), and D and K, (n, p)."""
-    outer = slopes[:, :, None] * kappa[:, None]
-    matrix = outer + outer.transpose(1, 2) - kappa[:, :, None] * kappa[:, None]
-    return LinearMoments(matrix, y[:, None] * kappa + mu[:, None] * (slopes - kappa))
+def linear_moments(
+    y: Tensor, slopes: Tensor, mu: Tensor, kappa: Tensor, score: MomentScore = moment_score
+) -> LinearMoments:
+    """From y and mu, (n,), and D and K, (n, p): a score is linear in r and rho, and what omega_j
+    has in these are D_j and K_j."""
+    columns = zip(kappa.T, slopes.T, strict=True)
+    matrix = torch.stack([score(k, kappa, d, slopes).mean(dim=0) for k, d in columns], dim=1)
+    return LinearMoments(matrix, score(mu, kappa, y, slopes).mean(dim=0))
 
 
 def _by_row(

@@ -1,26 +1,14 @@
 """The designs against their published figures, closed forms and a transcription of their text."""
 
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
 from skbilevel.metrics import imputation_rmse
+from tests.benchmark_modules import benchmark_module
 
-BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
-
-
-def example(name):
-    spec = spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-designs = example("not_at_random_designs")
-real_data = example("real_data")
+designs = benchmark_module("not_at_random_designs")
+real_data = benchmark_module("real_data")
 
 
 @pytest.fixture(scope="module")

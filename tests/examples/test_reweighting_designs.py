@@ -1,25 +1,12 @@
 """The designs of reweighting against their published figures and properties."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+from tests.benchmark_modules import benchmark_module
 
-
-def example(name):
-    spec = spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-designs = example("reweighting_designs")
+designs = benchmark_module("reweighting_designs")
 
 
 def ridge(case, weights, l2):

@@ -9,6 +9,8 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 from skbilevel.objectives.orthogonal import (
+    MOMENT_SCORES,
+    PRODUCT_SHARE,
     bilevel_score,
     inner_derivatives,
     linear_moments,
@@ -201,14 +203,42 @@ def test_bias_of_the_moment_score_is_the_product_of_both_errors():
     assert_allclose(bias, -product_of_errors, rtol=1e-10)
 
 
-def test_linear_moments_are_the_score_for_every_omega():
+@pytest.mark.parametrize("name", MOMENT_SCORES)
+def test_linear_moments_are_the_mean_of_the_score_for_every_omega(name):
     y, D, mu, K = moments()
-    matrix, vector = linear_moments(y, D, mu, K)
-    assert_allclose(matrix, matrix.transpose(1, 2), rtol=1e-13)
+    score = MOMENT_SCORES[name]
+    matrix, vector = linear_moments(y, D, mu, K, score)
     for seed in range(3):
         omega = torch.from_numpy(np.random.default_rng(seed).normal(size=P))
-        expected = moment_score(K @ omega - mu, K, D @ omega - y, D)
+        expected = score(K @ omega - mu, K, D @ omega - y, D).mean(dim=0)
         assert_allclose(matrix @ omega - vector, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_matrix_of_the_orthogonal_score_is_symmetric():
+    matrix, _ = linear_moments(*moments())
+    assert_allclose(matrix, matrix.T, rtol=1e-13)
+
+
+def test_with_exact_nuisances_every_score_has_the_gradient_as_its_mean():
+    problem, omega = Finite.random(squared_inner, squared_outer), torch.from_numpy(OMEGA)
+    rows = problem.rows.reshape(-1, P + 1)
+    D, r = rows[:, :P], rows[:, :P] @ omega - rows[:, P]
+    rho, kappa = problem.spread(problem.given_x(r))[:, 0], problem.spread(problem.given_x(D))
+    expected = problem.mean(rho[:, None] * kappa)
+    assert float(expected.abs().max()) > 1e-3
+    for score in MOMENT_SCORES.values():
+        assert_allclose(problem.mean(score(rho, kappa, r, D)), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MOMENT_SCORES)
+def test_share_of_the_product_is_what_a_score_has_of_it(name):
+    """Nuisances that are both too large by e: the score has e^2 times its share of the product."""
+    y, D, mu, K = moments()
+    score, errors = MOMENT_SCORES[name], []
+    for e in (1.0, -1.0):
+        errors.append(score(mu + e, K + e, y, D) - score(mu, K, y, D))
+    second = (errors[0] + errors[1]) / 2
+    assert_allclose(second, PRODUCT_SHARE[name], rtol=1e-9, atol=1e-12)
 
 
 def test_score_is_the_derivative_of_the_value():
@@ -242,8 +272,8 @@ def test_least_squares_series_without_folds_are_two_stage_least_squares():
     for at in (omega, OMEGA):
         tensors = map(torch.from_numpy, (kappa @ at - mu, kappa, D @ at - y, D))
         rho, K, r, slopes = tensors
-        score = moment_score(rho, K, r, slopes).sum(dim=0)
-        assert_allclose(score, (rho[:, None] * slopes).sum(dim=0), atol=1e-10)
-        assert_allclose(score, (rho[:, None] * K).sum(dim=0), atol=1e-10)
+        expected = kappa.T @ (D @ at - y)
+        for score in MOMENT_SCORES.values():
+            assert_allclose(score(rho, K, r, slopes).sum(dim=0), expected, atol=1e-10)
     matrix, vector = linear_moments(*map(torch.from_numpy, (y, D, mu, kappa)))
-    assert_allclose(torch.linalg.solve(matrix.sum(0), vector.sum(0)), omega, rtol=1e-10)
+    assert_allclose(torch.linalg.solve(matrix, vector), omega, rtol=1e-10)

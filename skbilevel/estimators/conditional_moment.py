@@ -1,0 +1,594 @@
+"""The gradient of a squared conditional moment, with intervals: `ConditionalMomentGradient`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize, root
+from scipy.stats import chi2, norm
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array, check_random_state
+
+from skbilevel._sklearn import (
+    ConvergenceWarning,
+    HasMethods,
+    Interval,
+    StrOptions,
+    check_is_fitted,
+    column_or_1d,
+    fit_method,
+    validate_data,
+    warn_user,
+)
+from skbilevel.estimators.gradient_result import (
+    GradientResult,
+    check_level,
+    joint_quantile,
+    median_of,
+)
+from skbilevel.estimators.moment_fit import (
+    LinearMoment,
+    MomentGradient,
+    MomentRoot,
+    MomentRows,
+    hessian_of,
+    out_of_fold_r2,
+)
+from skbilevel.estimators.moment_learning import (
+    CORRECTIONS,
+    Repetition,
+    design_of,
+    learner_of,
+    linear_moments_of,
+    repetitions_of,
+    seed_of,
+    warn_of,
+)
+from skbilevel.estimators.moment_residual import Residual, as_tensors, checked_data
+from skbilevel.estimators.nuisances import Learner, Split
+from skbilevel.estimators.nystroem import FeatureMap
+from skbilevel.numerics.threads import single_thread
+from skbilevel.objectives.orthogonal import MOMENT_SCORES
+
+# A value that is not so many standard errors above 0 has no interval.
+_CLEAR_OF_ZERO = 3.0
+_MAX_ITER = 200
+
+
+class MomentValue(NamedTuple):
+    """An estimate of ``F(omega) = 1/2 E[E[r | X]^2]``.
+
+    Attributes
+    ----------
+    value_ : float
+    stderr_ : float
+        Of first order. Near F = 0 it is too small, as the influence of a row vanishes there.
+    """
+
+    value_: float
+    stderr_: float
+
+    def conf_int(self, level: float = 0.95) -> np.ndarray:
+        """Wald interval, (2,); NaN, with a warning, where the value is within three standard
+        errors of 0, near which it would not hold.
+
+        Parameters
+        ----------
+        level : float, default=0.95
+
+        Returns
+        -------
+        ndarray of shape (2,)
+        """
+        check_level(level)
+        if self.value_ < _CLEAR_OF_ZERO * self.stderr_:
+            warn_user(
+                f"The value {self.value_:.3g} is not clear of 0 (standard error "
+                f"{self.stderr_:.3g}), where an interval of this kind does not hold: "
+                "use stationarity_test of the gradient."
+            )
+            return np.full(2, np.nan)
+        return self.value_ + norm.ppf((1 + level) / 2) * self.stderr_ * np.array([-1, 1])
+
+
+class ConditionalMomentGradient(BaseEstimator):
+    """Gradient of a squared conditional moment, debiased, with confidence intervals.
+
+    For a residual r with parameters omega, of which nothing is known but the mean given X,
+
+        F(omega) = 1/2 E[ E[r_omega | X]^2 ],    G(omega) = dF/domega = E[rho kappa],
+
+    with ``rho = E[r | X]`` and ``kappa = E[D | X]``, ``D = dr/domega``. Instrumental variables
+    (``r = f_omega(T) - Y``, X the instruments), Bellman residuals and every other conditional
+    moment restriction ``E[r | X] = 0`` are of this form. rho and kappa are learnt by regressions
+    on other folds; a plug-in of these is biased to first order, and its spread says nothing of
+    their errors. The orthogonal score
+
+        psi = rho D + kappa r - rho kappa,
+
+    has a bias of ``-E[(rho_hat - rho)(kappa_hat - kappa)]`` only, and its spread is that of the
+    estimate [1]_.
+
+    Parameters
+    ----------
+    residual : callable
+        ``residual(omega, data) -> r``. With ``jac=None`` it gets a torch tensor omega of shape
+        (p,) and data as float64 tensors, and returns a tensor of shape (n_samples,); else it gets
+        arrays and returns one.
+    nuisance : regressor, default=None
+        Learns rho and each column of kappa; None is `NystroemRidge`. Columns that do not vary
+        are not learnt.
+    cv : int, splitter or iterable of (train, test), default=5
+        Folds; an int shuffles rows, or groups of rows. Test sets must not overlap; rows in none of
+        them are left out.
+    n_rep : int, default=1
+        Times to split anew. The estimate is the median, and its variance the median of
+        ``se^2 + (coef - median)^2``.
+    correction : {"auto", "second_order", "disjoint", "none"}, default="auto"
+        rho_hat and kappa_hat are made of the same training rows, whose r and D are noisy
+        together, so that ``rho_hat kappa_hat`` expects ``sum_j s_j^2 Cov(r_j, D_j | X_j)`` too
+        much, with the weights s of the smoother. "second_order" estimates it and takes it away,
+        for `NystroemRidge`; "disjoint" learns the two from halves that share no row, in both
+        orders, for any regressor. "auto" is the first where it can be had, else the second, and
+        none for other scores than the orthogonal one.
+    score : {"orthogonal", "plug_in", "plug_in_product", "instrument"}, default="orthogonal"
+        For comparison: ``rho D`` (functional implicit differentiation), ``rho kappa``, and
+        ``kappa r``, which is orthogonal where rho = 0 only.
+    cross_fit : bool, default=True
+        False: nuisances are learnt from the rows that they tell. For comparison.
+    jac : callable, True or None, default=None
+        ``jac(omega, data) -> D`` of shape (n_samples, p); True if ``residual`` returns the pair
+        (r, D); None for automatic differentiation of a residual written in torch.
+    random_state : int, RandomState instance or None, default=None
+        Shuffles folds, and draws what nuisances draw.
+
+    Attributes
+    ----------
+    nuisance_ : regressor
+        The unfitted regressor in use.
+    correction_ : str
+        What "auto" came to.
+    splits_ : list of list of (ndarray, ndarray)
+        Training and test rows of each fold of each repetition: the same for every omega.
+    n_features_in_ : int
+        Columns of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        If X had names.
+
+    See Also
+    --------
+    OrthogonalIVRegressor : For ``r = omega'f(T) - Y``.
+    OrthogonalFQE : For Bellman residuals.
+    BilevelGradient : For losses that are not squared.
+
+    Notes
+    -----
+    Where r is linear in omega, which is found out, nuisances are learnt once in each call, for
+    every omega of it. `fit` learns nothing yet: it takes the rows and splits them.
+
+    References
+    ----------
+    .. [1] L. El Khoury, H. Zenati, N. Kallus, M. Arbel, A. Bibaut (2026). Semiparametric efficient
+       bilevel gradient estimation. arXiv:2605.21341. The formulas were derived anew.
+    .. [2] V. Chernozhukov et al. (2018). Double/debiased machine learning for treatment and
+       structural parameters. Econometrics Journal 21(1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbilevel import ConditionalMomentGradient
+    >>> rng = np.random.default_rng(0)
+    >>> Z = rng.uniform(-1, 1, (1000, 1))
+    >>> U = rng.normal(size=1000)
+    >>> T = np.sin(3 * Z[:, 0]) + 0.5 * U
+    >>> data = {"T": T, "Y": 2 * T + U + 0.5 * rng.normal(size=1000)}
+    >>> model = ConditionalMomentGradient(
+    ...     lambda omega, data: omega[0] * data["T"] - data["Y"], random_state=0
+    ... ).fit(Z, data)
+    >>> found = model.solve([0.0])
+    >>> found.coef_.round(1), found.stderr_.round(2)
+    (array([2.]), array([0.05]))
+    >>> model.gradient([2.0]).stationarity_test().pvalue > 0.05
+    True
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "residual": [callable],
+        "nuisance": [HasMethods(["fit", "predict"]), None],
+        "cv": ["cv_object"],
+        "n_rep": [Interval(Integral, 1, None, closed="left")],
+        "correction": [StrOptions(set(CORRECTIONS))],
+        "score": [StrOptions(set(MOMENT_SCORES))],
+        "cross_fit": ["boolean"],
+        "jac": [callable, "boolean", None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        residual: Callable[..., Any],
+        nuisance: Any = None,
+        *,
+        cv: Any = 5,
+        n_rep: int = 1,
+        correction: str = "auto",
+        score: str = "orthogonal",
+        cross_fit: bool = True,
+        jac: Any = None,
+        random_state: Any = None,
+    ) -> None:
+        self.residual = residual
+        self.nuisance = nuisance
+        self.cv = cv
+        self.n_rep = n_rep
+        self.correction = correction
+        self.score = score
+        self.cross_fit = cross_fit
+        self.jac = jac
+        self.random_state = random_state
+
+    @fit_method
+    def fit(self, X: ArrayLike, data: Any, *, groups: ArrayLike | None = None) -> Self:
+        """Take the rows, and split them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            What is conditioned on: instruments, or state and action.
+        data : dict or tuple of array-like, DataFrame, or array-like
+            What ``residual`` is called with, each part with n_samples rows. For torch, a
+            DataFrame becomes a dict of its columns.
+        groups : array-like of shape (n_samples,), default=None
+            Rows of a group are not independent: they go into one fold together, and standard
+            errors are of sums over groups.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a part of ``data`` or ``groups`` has another number of rows than X, there are fewer
+            rows (groups) than folds, test sets of ``cv`` overlap, or ``correction`` does not
+            go with ``nuisance``.
+        """
+        rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        kept = checked_data(data, len(rows))
+        codes = checked_groups(groups, len(rows))
+        seed = seed_of(self.random_state)
+        learner = learner_of(self.nuisance, self.correction, self.score, seed)
+        repetitions = repetitions_of(rows, codes, self.cv, self.n_rep, seed, self.cross_fit)
+        self.nuisance_, self.correction_ = learner.nuisance, learner.correction
+        self.splits_ = [[tuple(split) for split in each.splits] for each in repetitions]
+        self._sides = [each.side for each in repetitions]
+        self._X, self._data, self._groups, self._seed = rows, kept, codes, seed
+        return self
+
+    @single_thread()
+    def gradient(self, omega: ArrayLike) -> MomentGradient:
+        """Estimate G at omega.
+
+        Parameters
+        ----------
+        omega : array-like of shape (p,)
+
+        Returns
+        -------
+        MomentGradient
+            With ``coef_``, ``stderr_``, ``cov_``, ``scores_``, ``conf_int(level, joint=...)``,
+            ``stationarity_test()``, ``norm_upper_bound(level)`` and ``diagnostics_``.
+
+        Warns
+        -----
+        UserWarning
+            If the correction for shared noise moves a coordinate by more than half a standard
+            error.
+        """
+        at = _checked_omega(omega)
+        each = [rows.gradient() for rows in self._rows(at)]
+        self._warn([one.diagnostics_ for one in each], len(at), "the gradient")
+        return median_of(each)
+
+    @single_thread()
+    def gradient_band(
+        self, omegas: ArrayLike, level: float = 0.95, *, random_state: Any = None
+    ) -> np.ndarray:
+        """Intervals of the gradient that hold at once, for all coordinates at all omegas.
+
+        A quantile of the largest absolute t value takes the place of the normal one, by a
+        multiplier bootstrap of the scores.
+
+        Parameters
+        ----------
+        omegas : array-like of shape (m, p)
+        level : float, default=0.95
+        random_state : int, RandomState instance or None, default=None
+            Draws the multipliers.
+
+        Returns
+        -------
+        ndarray of shape (m, p, 2)
+        """
+        check_level(level)
+        grid = check_array(omegas, dtype=np.float64, input_name="omegas")
+        each = [median_of([rows.gradient() for rows in at]) for at in self._rows_at_each(grid)]
+        quantile = joint_quantile(
+            np.hstack([one.scores_ for one in each]), level, check_random_state(random_state)
+        )
+        coef, stderr = (np.stack([getattr(e, a) for e in each]) for a in ("coef_", "stderr_"))
+        return coef[:, :, np.newaxis] + quantile * stderr[:, :, np.newaxis] * [-1, 1]
+
+    @single_thread()
+    def value(self, omega: ArrayLike) -> MomentValue:
+        """Estimate F at omega: the mean of ``rho r - rho^2 / 2``.
+
+        Parameters
+        ----------
+        omega : array-like of shape (p,)
+
+        Returns
+        -------
+        MomentValue
+            With ``value_``, ``stderr_`` and ``conf_int(level)``. It can be below 0, as it is
+            debiased.
+        """
+        each = []
+        for rows in self._rows(_checked_omega(omega)):
+            values = rows.design.of_clusters(rows.values()[:, np.newaxis])
+            each.append(GradientResult.of(values))
+        found = median_of(each)
+        return MomentValue(float(found.coef_[0]), float(found.stderr_[0]))
+
+    @single_thread()
+    def solve(self, omega0: ArrayLike, method: str = "newton") -> MomentRoot:
+        """Find omega where the gradient is 0.
+
+        Parameters
+        ----------
+        omega0 : array-like of shape (p,)
+            Where to start; where r is linear in omega it says how many parameters there are.
+        method : {"newton", "lbfgs"}, default="newton"
+            Where r is not linear: a Newton method for G = 0 (Powell's hybrid, with
+            ``A = E[kappa kappa' + rho d2r/domega2]``), or descent on F, for which all outputs of a
+            fold share one ridge, so that G is the gradient of F to rounding. Ridges are chosen
+            at omega0, and once more where that has led.
+
+        Returns
+        -------
+        MomentRoot
+            With ``coef_``, ``stderr_``, ``cov_``, ``conf_int(level, joint=...)``, ``hessian_``
+            and ``diagnostics_``.
+
+        Raises
+        ------
+        ValueError
+            If ``method="lbfgs"`` goes with another score than the orthogonal one or another
+            nuisance than `NystroemRidge`, or the Hessian is singular: parameters are then not
+            identified.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If no root is found.
+        UserWarning
+            If nuisances are told too roughly, or the least eigenvalue of the Hessian is within
+            two standard errors of 0.
+        """
+        start = _checked_omega(omega0)
+        if method not in ("newton", "lbfgs"):
+            raise ValueError(f"method={method!r} must be 'newton' or 'lbfgs'.")
+        residual = self._residual()
+        if residual.is_linear(start):
+            each = [moment.root() for moment in self._linear(residual, start)]
+        else:
+            each = [self._root(residual, one, start, method) for one in self._repetitions()]
+        if any(one.rank_ < len(start) for one in each):
+            raise ValueError("The Hessian of F is singular: X does not tell all parameters apart.")
+        self._warn([one.diagnostics_ for one in each], len(start), "the estimate")
+        return median_of(each)
+
+    @single_thread()
+    def confidence_set(self, omegas: ArrayLike, level: float = 0.95) -> np.ndarray:
+        """Which omegas the stationarity test does not reject, ``n G'Sigma^-1 G <= chi2_p``.
+
+        It holds where omega is hardly identified as well, where it can be wide or without bounds
+        and Wald intervals of `solve` are too short.
+
+        Parameters
+        ----------
+        omegas : array-like of shape (m, p)
+        level : float, default=0.95
+
+        Returns
+        -------
+        ndarray of bool of shape (m,)
+        """
+        check_level(level)
+        grid = check_array(omegas, dtype=np.float64, input_name="omegas")
+        tests = [
+            median_of([rows.gradient() for rows in at]).stationarity_test()
+            for at in self._rows_at_each(grid)
+        ]
+        return np.array([test.statistic <= chi2.ppf(level, test.df) for test in tests])
+
+    def _residual(self) -> Residual:
+        check_is_fitted(self)
+        jac = None if self.jac is False else self.jac
+        data = as_tensors(self._data) if jac is None else self._data
+        return Residual(self.residual, jac, data, len(self._X))
+
+    def _learner(self) -> Learner:
+        return Learner(self.nuisance_, self.correction_, self._seed)
+
+    def _repetitions(self) -> list[Repetition]:
+        pairs = zip(self.splits_, self._sides, strict=True)
+        return [
+            Repetition([Split(*split) for split in splits], side, self._seed)
+            for splits, side in pairs
+        ]
+
+    def _rows(self, omega: np.ndarray) -> list[MomentRows]:
+        return next(iter(self._rows_at_each(omega[np.newaxis])))
+
+    def _rows_at_each(self, omegas: np.ndarray) -> list[list[MomentRows]]:
+        """Of each omega, the rows of each repetition."""
+        residual = self._residual()
+        if residual.is_linear(omegas[0]):
+            moments = self._linear(residual, omegas[0])
+            return [[moment.at(omega) for moment in moments] for omega in omegas]
+        learner = self._learner()
+        return [
+            [self._told(residual, learner, each, omega)[0] for each in self._repetitions()]
+            for omega in omegas
+        ]
+
+    def _linear(self, residual: Residual, omega: np.ndarray) -> list[LinearMoment]:
+        r, D = residual.at(omega)
+        return linear_moments_of(
+            self._X,
+            D @ omega - r,
+            D,
+            self._learner(),
+            self._repetitions(),
+            self.score,
+            self._groups,
+        )
+
+    def _told(
+        self,
+        residual: Residual,
+        learner: Learner,
+        repetition: Repetition,
+        omega: np.ndarray,
+        features: FeatureMap | None = None,
+        ridges: Sequence[np.ndarray] | None = None,
+    ) -> tuple[MomentRows, list[np.ndarray]]:
+        """Rows at omega, and the ridges by which they were told."""
+        r, D = residual.at(omega)
+        outputs = np.column_stack([r, D])
+        told = learner.tell(self._X, outputs, repetition.splits, repetition.side, features, ridges)
+        some = repetition.rows
+        means = told.means[some]
+        rows = MomentRows(
+            r[some],
+            D[some],
+            means[:, 0],
+            means[:, 1:],
+            told.at(some).shared,
+            out_of_fold_r2(outputs[some], means),
+            design_of(repetition, self.score, self._groups),
+        )
+        return rows, told.ridges
+
+    def _root(
+        self, residual: Residual, repetition: Repetition, start: np.ndarray, method: str
+    ) -> MomentRoot:
+        learner = self._learner()
+        if method == "lbfgs" and not (learner.is_smoother and self.score == "orthogonal"):
+            raise ValueError(
+                "method='lbfgs' needs score='orthogonal' and a NystroemRidge for nuisance, whose "
+                "gradient is that of the value: use method='newton'."
+            )
+        omega, n_iter, converged = start, 0, False
+        features, ridges = None, None
+        for _ in range(2):
+            r, D = residual.at(omega)
+            features = learner.prepared(self._X, np.column_stack([r, D]))
+            _, ridges = self._told(residual, learner, repetition, omega, features)
+            if method == "lbfgs":
+                ridges = [np.full(len(each), np.exp(np.log(each).mean())) for each in ridges]
+
+            def at(x: np.ndarray, features: Any = features, ridges: Any = ridges) -> MomentRows:
+                known = ridges or None
+                return self._told(residual, learner, repetition, x, features, known)[0]
+
+            omega, steps, converged = _SOLVERS[method](at, residual, repetition.rows, omega)
+            n_iter += steps
+        rows = at(omega)
+        if not converged:
+            warn_user(
+                f"solve has not found a root from this omega0 with method={method!r}: a gradient "
+                f"of {np.abs(rows.scores.mean(axis=0)).max():.2g} is left. Try another omega0 or "
+                "method.",
+                ConvergenceWarning,
+            )
+        return rows.root(omega, _hessian(rows, residual, repetition.rows, omega), n_iter)
+
+    def _warn(self, diagnostics: Sequence[Any], n_parameters: int, what: str) -> None:
+        names = [f"omega[{number}]" for number in range(n_parameters)]
+        warn_of(diagnostics, names, what)
+
+
+At = Callable[[np.ndarray], MomentRows]
+
+
+def _hessian(
+    rows: MomentRows, residual: Residual, some: np.ndarray, omega: np.ndarray
+) -> np.ndarray:
+    """A at omega: what is left where r is linear, and the curvature of r."""
+    rho = np.zeros(residual.n_rows)
+    rho[some] = rows.rho * (residual.n_rows / len(some))
+    return hessian_of(rows) + residual.curvature(omega, rho)
+
+
+def _newton(
+    at: At, residual: Residual, some: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, int, bool]:
+    def gradient(omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = at(omega)
+        return rows.scores.mean(axis=0), _hessian(rows, residual, some, omega)
+
+    found = root(gradient, start, jac=True, method="hybr")
+    return found.x, int(found.nfev), bool(found.success)
+
+
+def _lbfgs(
+    at: At, residual: Residual, some: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, int, bool]:
+    def value(omega: np.ndarray) -> tuple[float, np.ndarray]:
+        rows = at(omega)
+        return float(rows.values().mean()), rows.scores.mean(axis=0)
+
+    # Without a floor of the relative decrease: F is near 0 at the solution.
+    options = {"maxiter": _MAX_ITER, "ftol": 0.0, "gtol": 1e-9}
+    found = minimize(value, start, jac=True, method="L-BFGS-B", options=options)
+    flat = np.abs(found.jac).max() <= 1e-6 * max(1.0, np.abs(value(start)[1]).max())
+    return found.x, int(found.nit), bool(flat)
+
+
+_SOLVERS: dict[str, Callable[..., tuple[np.ndarray, int, bool]]] = {
+    "newton": _newton,
+    "lbfgs": _lbfgs,
+}
+
+
+def checked_groups(groups: ArrayLike | None, n_rows: int) -> np.ndarray | None:
+    """Codes of groups (n,), or None.
+
+    Raises
+    ------
+    ValueError
+        If there is not one for each row, or all rows are of one group.
+    """
+    if groups is None:
+        return None
+    labels = column_or_1d(groups)
+    if len(labels) != n_rows:
+        raise ValueError(f"groups has {len(labels)} rows and X has {n_rows}.")
+    names, codes = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("groups must tell at least two groups apart.")
+    return codes
+
+
+def _checked_omega(omega: ArrayLike) -> np.ndarray:
+    """(p,), float64."""
+    point = check_array(omega, dtype=np.float64, ensure_2d=False, input_name="omega")
+    if point.ndim != 1:
+        raise ValueError(f"omega must have the shape (p,), got {point.shape}.")
+    return point

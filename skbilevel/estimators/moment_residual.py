@@ -1,0 +1,167 @@
+"""Residuals of conditional moments that a user has written, with their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd.functional import hessian
+
+from skbilevel.numerics.derivatives import row_jacobian
+
+# Step of central differences of D, relative to 1 + |omega|: its cube is the rounding of doubles.
+_STEP = 6e-6
+# D that changes by no more than this, relative to its largest entry, does not depend on omega.
+_EQUAL = 1e-9
+
+
+@dataclass(frozen=True)
+class Residual:
+    """r of rows, and D = dr / domega.
+
+    Attributes
+    ----------
+    function : callable
+        ``(omega, data) -> r``, on tensors, or on arrays if ``jac`` says where D is from.
+    jac : callable, True or None
+        ``(omega, data) -> D``; True if the function returns both; None for torch.
+    data : Any
+        What the function gets.
+    n_rows : int
+    """
+
+    function: Callable[..., Any]
+    jac: Any
+    data: Any
+    n_rows: int
+
+    def at(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """r (n,) and D (n, p).
+
+        Raises
+        ------
+        ValueError
+            If they have another shape, or are not finite.
+        TypeError
+            If the function returns no tensor, but D is to be its derivative.
+        """
+        r, D = self._raw(omega)
+        expected = {"residual": (r, (self.n_rows,)), "jac": (D, (self.n_rows, len(omega)))}
+        for name, (found, shape) in expected.items():
+            if found.shape != shape:
+                raise ValueError(
+                    f"{name} must give an array of shape {shape} at omega={omega.tolist()}, got "
+                    f"{found.shape}."
+                )
+            if not np.isfinite(found).all():
+                raise ValueError(f"{name} is not finite at omega={omega.tolist()}.")
+        return r, D
+
+    def curvature(self, omega: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Mean over rows of weights (n,) times d2r / domega2, (p, p)."""
+        if self.jac is None:
+            given = torch.from_numpy(weights / self.n_rows)
+            found = hessian(lambda w: given @ self.function(w, self.data), torch.tensor(omega))
+            return found.numpy()
+        columns = []
+        for number, step in enumerate(_STEP * (1 + np.abs(omega))):
+            moved = np.zeros(len(omega))
+            moved[number] = step
+            ahead, behind = self.at(omega + moved)[1], self.at(omega - moved)[1]
+            columns.append(weights @ (ahead - behind) / (2 * step * self.n_rows))
+        matrix = np.stack(columns)
+        return (matrix + matrix.T) / 2
+
+    def is_linear(self, omega: np.ndarray) -> bool:
+        """Whether D is the same where every parameter is larger by 1 + its size.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `at` does.
+        """
+        moved = omega + 1 + np.abs(omega)
+        (r, D), (other_r, other_D) = self.at(omega), self._raw(moved)
+        if D.shape != other_D.shape or not np.isfinite(other_D).all():
+            return False
+        scale = np.abs(D).max(initial=0.0)
+        along = np.abs(other_r - r - D @ (moved - omega)).max(initial=0.0)
+        size = max(np.abs(other_r).max(initial=0.0), np.abs(r).max(initial=0.0))
+        return bool(np.abs(other_D - D).max() <= _EQUAL * scale and along <= _EQUAL * size)
+
+    def _raw(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.jac is None:
+            return self._by_torch(omega)
+        if callable(self.jac):
+            pair = self.function(omega, self.data), self.jac(omega, self.data)
+        else:
+            pair = self.function(omega, self.data)
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError("jac=True needs residual to return a pair, (r, D).")
+        r, D = (np.asarray(each, dtype=np.float64) for each in pair)
+        return r, D
+
+    def _by_torch(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        given = torch.tensor(omega, requires_grad=True)
+        r = self.function(given, self.data)
+        if not isinstance(r, torch.Tensor):
+            raise TypeError(
+                "residual must return a torch tensor where jac=None, of which the derivative is "
+                f"taken; got {type(r).__name__}. Give jac for a residual of NumPy arrays."
+            )
+        if r.shape != (self.n_rows,) or not r.requires_grad:
+            return r.detach().double().numpy(), np.zeros((self.n_rows, len(omega)))
+        D = row_jacobian(r, given)
+        return r.detach().double().numpy(), D.double().numpy()
+
+
+def checked_data(data: Any, n_rows: int) -> Any:
+    """Data of rows as they are kept: a dict or tuple of arrays, a DataFrame, or an array.
+
+    Raises
+    ------
+    ValueError
+        If a part has another number of rows than X.
+    """
+    if isinstance(data, dict):
+        return {name: _part(part, n_rows, f"data[{name!r}]") for name, part in data.items()}
+    if isinstance(data, tuple):
+        return tuple(_part(part, n_rows, f"data[{k}]") for k, part in enumerate(data))
+    if hasattr(data, "columns"):
+        _check_length(data, n_rows, "data")
+        return data
+    return _part(data, n_rows, "data")
+
+
+def as_tensors(data: Any) -> Any:
+    """The same with float64 tensors; a DataFrame becomes a dict of its columns."""
+    if isinstance(data, dict):
+        return {name: _tensor(part, f"data[{name!r}]") for name, part in data.items()}
+    if isinstance(data, tuple):
+        return tuple(_tensor(part, f"data[{k}]") for k, part in enumerate(data))
+    if hasattr(data, "columns"):
+        return {name: _tensor(data[name], f"data[{name!r}]") for name in data.columns}
+    return _tensor(data, "data")
+
+
+def _part(part: Any, n_rows: int, name: str) -> np.ndarray:
+    array = np.asarray(part)
+    _check_length(array, n_rows, name)
+    return array
+
+
+def _check_length(part: Any, n_rows: int, name: str) -> None:
+    n_found = len(part) if np.ndim(part) or hasattr(part, "columns") else 0
+    if n_found != n_rows:
+        raise ValueError(f"{name} has {n_found} rows and X has {n_rows}.")
+
+
+def _tensor(part: Any, name: str) -> torch.Tensor:
+    try:
+        array = np.array(part, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must hold numbers where jac=None, for torch.") from error
+    return torch.from_numpy(array)
