@@ -40,8 +40,8 @@ class MomentDiagnostics:
     fold_spread : ndarray of shape (p,)
         Variance of the means of folds over what it would be by chance: about 1.
     least_eigenvalue, least_eigenvalue_stderr : float
-        Of the Hessian A of F, and its standard error; NaN where A is not known. Where it is not
-        clear of 0, omega is hardly identified.
+        Of the Hessian A of F, for columns of D with mean square 1, and its standard error; NaN
+        where A is not known. Where it is not clear of 0, omega is hardly identified.
     """
 
     r2: np.ndarray
@@ -201,8 +201,10 @@ class MomentRows:
         return MomentDiagnostics(self.r2, shift, gap, spread, *least)
 
     def _least_eigenvalue(self, hessian: np.ndarray) -> tuple[float, float]:
-        values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
-        v = vectors[:, 0]
+        size = column_sizes(self.slopes)
+        scaled = (hessian + hessian.T) / 2 / size / size[:, np.newaxis]
+        values, vectors = np.linalg.eigh(scaled)
+        v = vectors[:, 0] / size
         told, seen = self.kappa @ v, self.slopes @ v
         of_rows = self.design.of_clusters((told * (2 * seen - told))[:, np.newaxis])
         return float(values[0]), float(np.sqrt(covariance_of_mean(of_rows)[0, 0]))
@@ -302,8 +304,7 @@ def exogenous_moment(
 
 def pseudo_inverse(matrix: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, int]:
     """Of A, (p, p), and its rank, both for columns of D (n, p) of one size."""
-    size = np.sqrt(np.square(slopes).mean(axis=0))
-    size = np.where(size > 0, size, 1.0)
+    size = column_sizes(slopes)
     left, values, right = np.linalg.svd(matrix / size / size[:, np.newaxis])
     kept = values > len(values) * np.finfo(float).eps * max(values[0], 0.0) * _ROUNDING
     inverse = (right[kept].T / values[kept]) @ left[:, kept].T
@@ -317,6 +318,12 @@ def hessian_of(rows: MomentRows) -> np.ndarray:
     score = MOMENT_SCORES[rows.design.score]
     matrix = linear_moments(r, slopes, rho, kappa, score).matrix.numpy()
     return matrix - PRODUCT_SHARE[rows.design.score] * rows.shared[:, 1:, 1:].mean(axis=0)
+
+
+def column_sizes(slopes: np.ndarray) -> np.ndarray:
+    """Root mean squares of columns of D (n, p), (p,); 1 for a column of zeros."""
+    size = np.sqrt(np.square(slopes).mean(axis=0))
+    return np.where(size > 0, size, 1.0)
 
 
 def out_of_fold_r2(outputs: np.ndarray, told: np.ndarray) -> np.ndarray:

@@ -230,11 +230,6 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
             )
         roots = [moment.root() for moment in moments]
         self._store(median_of(roots), roots)
-        if any(root.rank_ < slopes.shape[1] for root in roots):
-            warn_user(
-                "Some combination of coefficients cannot be told from X and Z at all: of these "
-                "the smallest are returned."
-            )
         return self
 
     def _instruments(self, Z: ArrayLike | None, rows: np.ndarray) -> np.ndarray:
@@ -267,7 +262,13 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         self.nuisance_scores_ = nuisance_scores(told, ["y", *names])
         self.first_stage_strength_ = strength(told)
         self.correction_gap_ = np.median([each.gap for each in told], axis=0)[first:]
-        warn_of(told, names, "the coefficient")
+        if found.rank_ < len(found.coef_):
+            warn_user(
+                "Some combination of coefficients cannot be told from X and Z at all: of these "
+                "the smallest are returned."
+            )
+        else:
+            warn_of(told, names, "the coefficient")
 
     def _names(self) -> np.ndarray:
         names = input_feature_names(self, None)

@@ -125,8 +125,8 @@ def test_features_may_be_any_transformer(sample):
     model.fit(sample.D[:, 1:2], sample.y, sample.X)
     plain = OrthogonalIVRegressor(SQUARES, random_state=0)
     plain.fit(sample.D[:, 1:2], sample.y, sample.X)
-    # Nuisances are ridge regressions, which know no linear combinations of their outputs.
-    assert_allclose(model.predict(sample.D[:20, 1:2]), plain.predict(sample.D[:20, 1:2]), rtol=0.1)
+    # Ridges are chosen for each output, so that nuisances of sums are not sums of nuisances.
+    assert_allclose(model.predict(sample.D[:20, 1:2]), plain.predict(sample.D[:20, 1:2]), atol=0.1)
     assert model.coefficient_names_.tolist() == ["x0", "x0^2"]
 
 
@@ -149,12 +149,16 @@ def test_columns_that_repeat_are_said_to(sample):
 def test_rough_nuisances_are_warned_of():
     design = designs.DESIGNS["IV-4D"]
     sample = design.draw(500, np.random.default_rng(0))
-    with pytest.warns(UserWarning, match="nuisances are told too roughly") as caught:
+    with (
+        pytest.warns(UserWarning, match="'x1' by .*nuisance_scores_ has its R2"),
+        pytest.warns(UserWarning, match="smallest eigenvalue of the Hessian"),
+    ):
         model = OrthogonalIVRegressor(random_state=0).fit(sample.D[:, 1:], sample.y, sample.X)
-    assert "nuisance_scores_" in str(caught[0].message)
+    assert model.first_stage_strength_ < 2
     assert model.correction_gap_.max() > 0.5
 
 
+@pytest.mark.filterwarnings("ignore:The smallest eigenvalue", "ignore:The correction for")
 def test_groups_widen_the_intervals(sample):
     four = np.repeat(np.arange(200), 4)
     parts = sample.D[four, 1:], sample.y[four], sample.X[four]
@@ -230,6 +234,7 @@ def test_level_is_a_probability(fitted):
         fitted.predict_interval([[0.0]], level=95)
 
 
+@pytest.mark.filterwarnings("ignore:The correction for")
 def test_nuisance_settings_reach_the_fit(sample):
     parts = sample.D[:, 1:], sample.y, sample.X
     plain, rough = (
