@@ -10,6 +10,8 @@ from scipy.stats import chi2, norm
 from sklearn.utils import check_random_state
 
 _N_DRAWS = 2000
+# Of correlations: directions that vary less are those of a singular covariance.
+_ROUNDING = 1e-12
 
 
 class StationarityTest(NamedTuple):
@@ -85,11 +87,13 @@ class GradientResult:
     def stationarity_test(self) -> StationarityTest:
         """Whether the gradient can be told from 0.
 
-        Where the covariance is singular, only directions that vary are tested.
+        Where the covariance is singular, only directions that vary are tested; of coordinates in
+        units of their own standard errors, so that a small one is not taken for one that does not.
         """
-        values, vectors = np.linalg.eigh(self.cov_)
-        kept = values > len(values) * np.finfo(float).eps * max(values[-1], 0.0)
-        along = vectors[:, kept].T @ self.coef_
+        unit = np.where(self.stderr_ > 0, self.stderr_, 1.0)
+        values, vectors = np.linalg.eigh(self.cov_ / np.outer(unit, unit))
+        kept = values > len(values) * _ROUNDING * max(values[-1], 0.0)
+        along = vectors[:, kept].T @ (self.coef_ / unit)
         statistic, df = float(np.sum(along**2 / values[kept])), int(kept.sum())
         pvalue = float(chi2.sf(statistic, df)) if df else 1.0
         return StationarityTest(statistic, pvalue, df)
