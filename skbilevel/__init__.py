@@ -19,6 +19,7 @@ _ESTIMATORS = {
     "NotMIWAEImputer": "skbilevel.estimators.not_miwae",
     "ReweightingClassifier": "skbilevel.estimators.reweighting",
     "ReweightingRegressor": "skbilevel.estimators.reweighting",
+    "hypergradient_test": "skbilevel.estimators.hypergradient",
 }
 _MODULES = ("amputation", "datasets", "io", "metrics", "model_selection", "testing")
 

@@ -8,6 +8,7 @@ from skbilevel.estimators.bilevel import BilevelImputer as BilevelImputer
 from skbilevel.estimators.bilevel_predictors import BilevelClassifier as BilevelClassifier
 from skbilevel.estimators.bilevel_predictors import BilevelRegressor as BilevelRegressor
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
+from skbilevel.estimators.hypergradient import hypergradient_test as hypergradient_test
 from skbilevel.estimators.miwae import MIWAEImputer as MIWAEImputer
 from skbilevel.estimators.not_miwae import NotMIWAEImputer as NotMIWAEImputer
 from skbilevel.estimators.reweighting import ReweightingClassifier as ReweightingClassifier
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "amputation",
     "datasets",
+    "hypergradient_test",
     "io",
     "metrics",
     "model_selection",

@@ -78,7 +78,7 @@ class GradientResult:
         ValueError
             If ``level`` is not between 0 and 1.
         """
-        _check_level(level)
+        check_level(level)
         width = norm.ppf((1 + level) / 2)
         if joint:
             width = joint_quantile(self.scores_, level, check_random_state(random_state))
@@ -107,7 +107,7 @@ class GradientResult:
         ValueError
             If ``level`` is not between 0 and 1.
         """
-        _check_level(level)
+        check_level(level)
         largest = float(np.linalg.eigvalsh(self.cov_)[-1])
         radius = np.sqrt(max(largest, 0.0) * chi2.ppf(level, len(self.coef_)))
         return float(np.linalg.norm(self.coef_) + radius)
@@ -126,6 +126,7 @@ def joint_quantile(scores: np.ndarray, level: float, rng: np.random.RandomState)
     return float(np.quantile(np.abs(draws[:, varies]).max(axis=1), level))
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raise a ValueError unless it is a probability between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level={level!r} must be between 0 and 1.")

@@ -124,7 +124,7 @@ def test_level_is_a_probability(result, level):
 
 def test_stationarity_leaves_out_what_does_not_vary_and_keeps_what_is_small():
     rng = np.random.default_rng(7)
-    scores = rng.normal(size=(300, 3)) + [0.2, 0.0, 0.1]
+    scores = rng.normal([0.2, 0.0, 0.1], size=(300, 3))
     expected = result_of(scores).stationarity_test()
     units = [1e6, 1.0, 1e-6]
     small = result_of(scores * units).stationarity_test()
