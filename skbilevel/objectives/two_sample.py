@@ -176,8 +176,13 @@ def grouped_linear_scores(
     target, judges = problem.target.at(theta), problem.target_weights
     rows = _sharing_the_ridge(problem, weights, theta)
     adjoint = -solve(target.gradient(judges))
-    n_in, n_out, columns = len(weights), len(judges), []
+    n_in, n_out = len(weights), len(judges)
+    sizes = torch.zeros(n_groups, dtype=weights.dtype).index_add_(0, groups, weights)
+    heaviest = int(sizes.argmax())
+    outer, inner = weights.new_zeros(n_out, n_groups), weights.new_zeros(n_in, n_groups)
     for group in range(n_groups):
+        if group == heaviest:
+            continue
         members = (groups == group).to(weights.dtype)
         moving = weights * members
         jacobian = -solve(rows.gradient(moving))
@@ -192,9 +197,12 @@ def grouped_linear_scores(
             + rows.curvatures(adjoint, jacobian)
             + rows.slopes(sensitivity)
         )
-        columns.append((-n_out * judges * target.alignment(jacobian), n_in * weights * of_row))
-    outer, inner = zip(*columns, strict=True)
-    return TwoSampleScores(torch.stack(outer, dim=1), torch.stack(inner, dim=1))
+        outer[:, group] = -n_out * judges * target.alignment(jacobian)
+        inner[:, group] = n_in * weights * of_row
+    # All groups together move nothing. Beside groups of next to no weight, rounding would hide it.
+    for scores in (outer, inner):
+        scores[:, heaviest] = -scores.sum(dim=1)
+    return TwoSampleScores(outer, inner)
 
 
 @dataclass(frozen=True)

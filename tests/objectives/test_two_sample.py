@@ -269,6 +269,16 @@ def test_scaling_all_weights_changes_no_score(grouped):
         assert float(scores.abs().max()) > 0.1
     result = group_gradient(grouped.problem(), grouped.weights, grouped.groups, P).result
     assert result.stationarity_test().df == P - 1
+    one = group_gradient(grouped.problem(), grouped.weights, 0 * grouped.groups, 1).result
+    assert (one.coef_, one.stderr_, one.stationarity_test().df) == (0, 0, 0)
+
+
+def test_group_that_hardly_counts_is_tested_as_well(grouped):
+    """Rounding of the others would hide it."""
+    weights = np.where(grouped.groups == 1, 1e-13, 1) * grouped.weights
+    result = group_gradient(grouped.problem(), weights, grouped.groups, P).result
+    assert result.stationarity_test().df == P - 1
+    assert 0 < result.stderr_[1] < 1e-10
 
 
 def test_gradient_of_groups_solves_for_what_the_scores_need(grouped):
