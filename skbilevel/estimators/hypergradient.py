@@ -156,7 +156,10 @@ def hypergradient_test(
     Weights, groups, ``l2`` and the scales of columns are taken as they are, and the rows of each
     sample as drawn independently; a row is one observation whatever its ``sample_weight``.
 
-    Intervals and the test are those of large samples: every group needs some dozens of rows.
+    Intervals and the test are those of large samples: every group needs some dozens of rows. Where
+    all groups and the target follow one and the same model, the gradient is a product of two
+    errors, of about half the variance that is told: intervals are then too wide, and the test
+    finds something less often than it may.
 
     References
     ----------

@@ -55,8 +55,9 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         included, where the gradient of the loss of the target rows in the log weights cannot be
         told from 0 at 5 %, with the noise of target and training rows (`hypergradient_test`).
         It stops a descent and proves nothing: these rows steer the weights, and its p-values are
-        no longer those of a test. ``kl`` counts in the descent and not in this. None: at the
-        minimum.
+        no longer those of a test. It saves evaluations, and keeps weights equal where sources do
+        not differ; elsewhere it mostly stops too early, with few target rows above all. ``kl``
+        counts in the descent and not in this. None: at the minimum.
     outer_rate : "auto" or float, default="auto"
         Rate of the weights of "sample". "auto": the exact solver moves log weights by a standard
         deviation of up to 1.5 and never raises the target's loss; others use ``inner_rate``.
