@@ -216,7 +216,7 @@ def test_groups_are_quarters_of_the_weights_without_either(weighting):
 
 
 def test_rows_of_the_same_weight_are_in_one_quarter():
-    counts = np.where(np.arange(N) < 100, 1.0, 2.0)
+    counts = np.where(np.arange(N) < 120, 1.0, 2.0)
     model = fitted(regressor(), sources=False, sample_weight=counts)
     assert outcome(model).groups_ == ("weight 1 to 1", "weight 2 to 2")
 
