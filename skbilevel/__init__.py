@@ -23,6 +23,7 @@ _ESTIMATORS = {
     "OrthogonalIVRegressor": "skbilevel.estimators.orthogonal_iv",
     "ReweightingClassifier": "skbilevel.estimators.reweighting",
     "ReweightingRegressor": "skbilevel.estimators.reweighting",
+    "hypergradient_test": "skbilevel.estimators.hypergradient",
 }
 _MODULES = ("amputation", "datasets", "io", "metrics", "model_selection", "testing")
 

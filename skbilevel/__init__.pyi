@@ -11,6 +11,7 @@ from skbilevel.estimators.conditional_moment import (
     ConditionalMomentGradient as ConditionalMomentGradient,
 )
 from skbilevel.estimators.gaussian import GaussianImputer as GaussianImputer
+from skbilevel.estimators.hypergradient import hypergradient_test as hypergradient_test
 from skbilevel.estimators.miwae import MIWAEImputer as MIWAEImputer
 from skbilevel.estimators.not_miwae import NotMIWAEImputer as NotMIWAEImputer
 from skbilevel.estimators.nystroem import NystroemRidge as NystroemRidge
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "amputation",
     "datasets",
+    "hypergradient_test",
     "io",
     "metrics",
     "model_selection",

@@ -9,15 +9,18 @@ Reference: Ivanova and Ablin (2023), arXiv 2310.17386.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.special import logsumexp
 
 from skbilevel.estimators.linear_head import varied
+from skbilevel.estimators.linear_hypergradient import group_gradient
 from skbilevel.estimators.linear_proxy import fitted, losses, random_folds
 from skbilevel.estimators.weight_task import Task, WeightFit
 from skbilevel.objectives.reweighting import Weights, log_linear
-from skbilevel.solvers.parametric_weights import Fold, parametric_weights
+from skbilevel.solvers.parametric_weights import Fold, OnStep, parametric_weights
 
 # Strengths of the divergence, in losses of equal weights, and folds of the target by which it is
 # chosen; of groups, which have few parameters, it is fixed, as it is for classes.
@@ -38,7 +41,30 @@ def fit_log_linear(task: Task, strength: float) -> WeightFit:
 
 def fit_groups(task: Task, strength: float) -> WeightFit:
     """One weight for all rows of a group."""
-    return _fit(task, strength, np.eye(task.groups.max() + 1)[task.groups], {"kind": "groups"})
+    features, told = np.eye(task.groups.max() + 1)[task.groups], dict[str, list[float]]()
+    on_step = None if task.significance is None else _told_from_zero(task, features, told)
+    found = _fit(task, strength, features, {"kind": "groups"}, on_step)
+    return replace(found, history={**found.history, **told})
+
+
+def _told_from_zero(task: Task, features: np.ndarray, told: dict[str, list[float]]) -> OnStep:
+    """Stops where the gradient on the target rows cannot be told from 0; what it saw is told.
+
+    The rows that steer the weights are those that judge them, so that this is a rule and no test:
+    p-values grow as weights adapt to these rows. The divergence has no part in it.
+    """
+    problem, prior = task.problem(task.target), torch.from_numpy(task.train.shares)
+    told.update(statistic=[], pvalue=[])
+
+    def on_step(phi: np.ndarray) -> bool:
+        weights = log_linear(torch.from_numpy(features), torch.from_numpy(phi), prior).value
+        found = group_gradient(problem, weights.numpy(), task.groups, len(phi))
+        test = found.result.stationarity_test()
+        told["statistic"].append(test.statistic)
+        told["pvalue"].append(test.pvalue)
+        return task.significance is not None and test.pvalue >= task.significance
+
+    return on_step
 
 
 def log_linear_strength(task: Task) -> float:
@@ -83,7 +109,13 @@ def _axes(rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
     return {"center": center, "directions": directions}
 
 
-def _fit(task: Task, strength: float, features: np.ndarray, rule: dict) -> WeightFit:
+def _fit(
+    task: Task,
+    strength: float,
+    features: np.ndarray,
+    rule: dict,
+    on_step: OnStep | None = None,
+) -> WeightFit:
     known, prior = torch.from_numpy(features), torch.from_numpy(task.train.shares)
     q = features.shape[1]
     if not q:
@@ -100,6 +132,7 @@ def _fit(task: Task, strength: float, features: np.ndarray, rule: dict) -> Weigh
         bounds=[(-_LARGEST, _LARGEST)] * q,
         max_iter=_MAX_ITER,
         ftol=_FTOL,
+        on_step=on_step,
     )
     phi = found.outer
     weights = log_linear(known, torch.from_numpy(phi), prior).value.numpy()

@@ -13,6 +13,8 @@ from sklearn.utils import check_random_state
 _N_DRAWS = 2000
 # Rows of scores that are multiplied at once.
 _BLOCK = 4096
+# Of correlations: directions that vary less are those of a singular covariance.
+_ROUNDING = 1e-12
 
 
 class StationarityTest(NamedTuple):
@@ -110,7 +112,8 @@ class GradientResult(Estimate):
     def stationarity_test(self) -> StationarityTest:
         """Whether the gradient can be told from 0.
 
-        Where the covariance is singular, only directions that vary are tested.
+        Where the covariance is singular, only directions that vary are tested; of coordinates in
+        units of their own standard errors, so that a small one is not taken for one that does not.
         """
         return wald_test(self.coef_, self.cov_)
 
@@ -163,7 +166,7 @@ def wald_test(coef: np.ndarray, cov: np.ndarray) -> StationarityTest:
     scale = np.sqrt(np.diag(cov))
     unit = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(cov / unit / unit[:, np.newaxis])
-    kept = values > len(values) * np.finfo(float).eps * max(values[-1], 0.0)
+    kept = values > len(values) * _ROUNDING * max(values[-1], 0.0)
     along = vectors[:, kept].T @ (coef / unit)
     statistic, df = float(np.sum(along**2 / values[kept])), int(kept.sum())
     return StationarityTest(statistic, float(chi2.sf(statistic, df)) if df else 1.0, df)
@@ -207,12 +210,6 @@ def joint_normal_quantile(
 
 
 def check_level(level: float) -> None:
-    """A probability.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
+    """Raise a ValueError unless it is a probability between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level={level!r} must be between 0 and 1.")

@@ -50,6 +50,14 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         w = softmax(a), or w = sigmoid(a) / n.
     max_iter : int, default=30
         Most steps of "sample".
+    tol : "significance" or None, default=None
+        When the descent of "group" stops before its minimum: at the first iterate, the start
+        included, where the gradient of the loss of the target rows in the log weights cannot be
+        told from 0 at 5 %, with the noise of target and training rows (`hypergradient_test`).
+        It stops a descent and proves nothing: these rows steer the weights, and its p-values are
+        no longer those of a test. It saves evaluations, and keeps weights equal where sources do
+        not differ; elsewhere it mostly stops too early, with few target rows above all. ``kl``
+        counts in the descent and not in this. None: at the minimum.
     outer_rate : "auto" or float, default="auto"
         Rate of the weights of "sample". "auto": the exact solver moves log weights by a standard
         deviation of up to 1.5 and never raises the target's loss; others use ``inner_rate``.
@@ -119,7 +127,8 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
         Parameters of each family.
     history_ : dict
         Of "sample": "target_loss", "entropy" and "effective_sample_size" of every iterate; of
-        others the "objective" at each evaluation; of "auto" one such dict for each family.
+        others the "objective" at each evaluation, and with ``tol`` "statistic" and "pvalue" of
+        every iterate from the start to the last; of "auto" one such dict for each family.
     estimator_ : estimator
         The final estimator.
     l2_ : float
@@ -132,6 +141,7 @@ class ReweightingRegressor(RegressorMixin, Reweighting):
     See Also
     --------
     ReweightingClassifier : The same for classes.
+    hypergradient_test : Whether rows that the fit has not seen ask for other weights.
     skbilevel.model_selection.TargetKFold : Folds over target rows, with all training rows in each
         fit.
 
@@ -216,6 +226,7 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
     See Also
     --------
     ReweightingRegressor : The same for numbers.
+    hypergradient_test : Whether rows that the fit has not seen ask for other weights.
     skbilevel.model_selection.TargetKFold : Folds over target rows, with all training rows in each
         fit.
 
@@ -255,6 +266,7 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
         solver: str = "exact",
         parametrization: str = "mirror",
         max_iter: int = 30,
+        tol: str | None = None,
         outer_rate: str | float = "auto",
         inner_rate: str | float = "auto",
         early_stopping: bool = True,
@@ -276,6 +288,7 @@ class ReweightingClassifier(ClassifierMixin, Reweighting):
             solver=solver,
             parametrization=parametrization,
             max_iter=max_iter,
+            tol=tol,
             outer_rate=outer_rate,
             inner_rate=inner_rate,
             early_stopping=early_stopping,

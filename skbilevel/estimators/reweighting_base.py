@@ -92,6 +92,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         "solver": [StrOptions(set(SOLVERS))],
         "parametrization": [StrOptions(set(PARAMETRISATIONS))],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [StrOptions({"significance"}), None],
         "outer_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "inner_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "early_stopping": ["boolean"],
@@ -117,6 +118,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         solver: str = "exact",
         parametrization: str = "mirror",
         max_iter: int = 30,
+        tol: str | None = None,
         outer_rate: str | float = "auto",
         inner_rate: str | float = "auto",
         early_stopping: bool = True,
@@ -136,6 +138,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         self.solver = solver
         self.parametrization = parametrization
         self.max_iter = max_iter
+        self.tol = tol
         self.outer_rate = outer_rate
         self.inner_rate = inner_rate
         self.early_stopping = early_stopping
@@ -191,8 +194,8 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         ValueError
             If target rows are told in two ways, a mask is not boolean or not as long as ``X``,
             there are fewer than two target rows or no training row, values are missing, or
-            ``refit=None`` goes with something else than the solver of "sample"; the
-            estimator is then left as it was.
+            ``refit=None`` goes with something else than the solver of "sample", or ``tol``
+            with something else than "group"; the estimator is then left as it was.
         FloatingPointError
             If the steps of "sample" leave the range of numbers.
         TypeError
@@ -208,6 +211,11 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         ConvergenceWarning
             If the target's loss has grown by the steps of "sample", for rates that are too large.
         """
+        if self.tol is not None and self.weighting != "group":
+            raise ValueError(
+                f"tol={self.tol!r} needs weighting='group', which has few parameters, not "
+                f"weighting={self.weighting!r}."
+            )
         if self.refit is None and (self.weighting != "sample" or self.estimator is not None):
             raise ValueError(
                 "refit=None keeps the parameters of the solver of weighting='sample': it needs "
@@ -238,6 +246,11 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         warn_of_weights(problem, learnt, fitted["effective_sample_size_"], self.solver)
         report.end(fitted)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the training rows, so that pickles and files stay small."""
+        state = super().__getstate__()
+        return {**state, "_training": None} if "_training" in state else state
 
     def _classes_of(self, rows: Rows) -> np.ndarray | None:
         """None for numbers."""
@@ -289,7 +302,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         else:
             X, y = np.vstack([rows.X, again.X]), np.concatenate([rows.y, again.y])
             final = fit_weighted(head, X, y, np.concatenate([weights, again.weights]))
-        told = {"estimator_": final, "sample_weight_": weights, **_linear(final)}
+        told = {"estimator_": final, "sample_weight_": weights, **_linear(final, rows)}
         return {**attributes, **told, **again.attributes}
 
     def _again(self, problem: Problem, learnt: Learnt) -> Again:
@@ -305,7 +318,7 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         )
         l2 = self._inner_ridge
         final = fit_weighted(self._final(l2), rows.X, rows.y, rows.counts)
-        told = {"estimator_": final, "sample_weight_": rows.counts, **_linear(final)}
+        told = {"estimator_": final, "sample_weight_": rows.counts, **_linear(final, rows)}
         return {**equal_attributes(rows, l2), **told}
 
     def predict(self, X: ArrayLike) -> np.ndarray:
@@ -386,8 +399,9 @@ class Reweighting(CallbackSupportMixin, BaseEstimator):
         return X if column is None else np.delete(X, column, axis=1)
 
 
-def _linear(final: Any) -> dict[str, Any]:
-    """Coefficients of the linear default."""
+def _linear(final: Any, rows: Rows) -> dict[str, Any]:
+    """Coefficients of the linear default, and its rows, which tests of its gradient look at."""
     if not isinstance(final, RidgeHead | SoftmaxHead):
-        return {}
-    return {"coef_": final.coef_, "intercept_": final.intercept_}
+        return {"_training": None}
+    training = {"X": rows.X, "y": rows.y, "groups": rows.groups}
+    return {"coef_": final.coef_, "intercept_": final.intercept_, "_training": training}

@@ -20,6 +20,8 @@ from skbilevel.estimators.weight_task import Task, size
 from skbilevel.objectives.linear_loss import CROSS_ENTROPY, SQUARED
 
 _KMEANS_STARTS = 3
+# Of tol="significance".
+_SIGNIFICANCE = 0.05
 # Logarithm of a weight far from all training rows, which the exponential still takes.
 _LARGEST = 700.0
 
@@ -103,6 +105,7 @@ def problem_of(rows: Rows, classes: np.ndarray | None, estimator: Any, seed: int
         kl=None if estimator.kl == "auto" else float(estimator.kl),
         seed=seed,
         pools=estimator.refit != "train",
+        significance=None if estimator.tol is None else _SIGNIFICANCE,
     )
     return Problem(rows, units, classes, train, target, grouping, task)
 

@@ -34,6 +34,9 @@ class Task:
     pools : bool
         Whether target rows are to be in the final fit.
     seed : int
+    significance : float or None
+        At which a gradient in few parameters has to be told from 0 for a descent to go on; None
+        is for any gradient.
     """
 
     train: Sample
@@ -45,6 +48,7 @@ class Task:
     kl: float | None
     seed: int
     pools: bool = True
+    significance: float | None = None
 
     def features(self, sample: Sample) -> np.ndarray:
         """Rows without the constant."""

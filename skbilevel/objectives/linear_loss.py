@@ -1,8 +1,9 @@
 """Losses of linear models as functions of their outputs z = X theta, row by row.
 
 Second-order methods and hypergradients of linear models need no more than this: the slope of a
-row's loss in its outputs, and the product of its Hessian in the outputs with a direction. All of
-them are made of the same exponentials, which a `Response` computes once.
+row's loss in its outputs, and the product of its Hessian in the outputs with a direction; errors
+of hypergradients need its third derivative along two. All of them are made of the same
+exponentials, which a `Response` computes once.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,9 @@ class Response(Protocol):
 
     def curved(self, directions: Tensor) -> Tensor:
         """(d2l/dz2) u, for directions u (n, k)."""
+
+    def bent(self, directions: Tensor, others: Tensor) -> Tensor:
+        """(d3l/dz3)[u, v], (n, k), for directions u and v (n, k)."""
 
 
 class LinearLoss(NamedTuple):
@@ -70,6 +74,9 @@ class _Squared:
     def curved(self, directions: Tensor) -> Tensor:
         return directions
 
+    def bent(self, directions: Tensor, others: Tensor) -> Tensor:
+        return torch.zeros_like(directions)
+
 
 @dataclass(frozen=True)
 class _CrossEntropy:
@@ -104,6 +111,13 @@ class _CrossEntropy:
         """(diag P - P P') u."""
         mean = (self._shares * directions).sum(dim=1, keepdim=True)
         return self._shares * (directions - mean)
+
+    def bent(self, directions: Tensor, others: Tensor) -> Tensor:
+        """Q * (u - P'u) - P * (Q'u), with Q = (diag P - P P') v, how P moves along v."""
+        moved = self.curved(others)
+        mean = (self._shares * directions).sum(dim=1, keepdim=True)
+        turned = (moved * directions).sum(dim=1, keepdim=True)
+        return moved * (directions - mean) - self._shares * turned
 
 
 SQUARED = LinearLoss(_Squared, True)

@@ -187,6 +187,14 @@ class Point:
         """g of eq. (6), (n,)."""
         return -(self._response.slope * self._along(v)).sum(dim=1)
 
+    def curvatures(self, u: Tensor, v: Tensor) -> Tensor:
+        """u'(hess l_i) v of every row, (n,)."""
+        return (self._along(u) * self._response.curved(self._along(v))).sum(dim=1)
+
+    def third_product(self, weights: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """sum_i w_i (d3 l_i)[u, v], (p k,): how H u changes as theta moves along v."""
+        return self._back(weights, self._response.bent(self._along(u), self._along(v)))
+
     def shared_matrix(self, weights: Tensor) -> Tensor:
         """sum_i w_i c_i x_i x_i' + lambda I, (p, p), with the mean curvature c_i of a row: one
         block of H for all outputs if the loss is quadratic, and near it if not."""

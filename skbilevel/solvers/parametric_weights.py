@@ -21,6 +21,8 @@ from skbilevel.solvers.weighted_newton import Minimum, adjoint, minimum
 Family = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 # weights -> penalty and its derivative in them, (n,)
 Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
+# phi (q,) -> whether to stop
+OnStep = Callable[[np.ndarray], bool]
 
 # Relative gradient of inner problems: hypergradients of L-BFGS need no more.
 _TOLERANCE = 1e-3
@@ -53,6 +55,7 @@ def parametric_weights(
     precision: float = 0.0,
     max_iter: int = 5,
     ftol: float = 1e-3,
+    on_step: OnStep | None = None,
 ) -> SolverResult:
     """Minimise the mean over folds of ``F(theta*(w(phi))) + penalty(w(phi))``, plus
     ``precision |phi|^2``.
@@ -68,6 +71,8 @@ def parametric_weights(
         Of L-BFGS-B.
     ftol : float
         Relative decrease that ends it.
+    on_step : callable, optional
+        ``on_step(phi) -> stop`` at the start, and after every iteration of L-BFGS-B.
 
     Returns
     -------
@@ -95,12 +100,24 @@ def parametric_weights(
         history["objective"].append(float(value))
         return float(value), gradient.numpy()
 
+    if on_step is not None and on_step(start):
+        value_and_gradient(start)
+        return SolverResult(inner, start, history, 0, True)
+    stopped = False
+
+    def callback(phi: np.ndarray) -> None:
+        nonlocal stopped
+        stopped = on_step is not None and on_step(phi)
+        if stopped:
+            raise StopIteration
+
     found = minimize(
         value_and_gradient,
         start,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
+        callback=callback,
         options={"maxiter": max_iter, "ftol": ftol},
     )
-    return SolverResult(inner, found.x, history, int(found.nit), bool(found.success))
+    return SolverResult(inner, found.x, history, int(found.nit), stopped or bool(found.success))

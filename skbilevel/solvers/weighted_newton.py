@@ -105,6 +105,18 @@ def adjoint(
     return replace(at, adjoint=found.value, factor=factor, converged=solved)
 
 
+def inverse_product(
+    problem: InnerProblem, weights: Tensor, at: Minimum, right: Tensor, *, rtol: float = _TOLERANCE
+) -> LinearSolve:
+    """H^-1 right, (p,), at a minimum whose factor is of these weights, as `minimum` returns it."""
+    point = problem.at(at.theta)
+    if problem.is_quadratic:
+        factor = _factor(point, weights) if at.factor is None else at.factor
+        return LinearSolve(_back_substituted(factor, right), 0.0, 1, True, False)
+    inverse = _inverse(point, weights) if at.factor is None else at.factor
+    return _solve(point, weights, right, inverse, rtol=rtol)
+
+
 def _gradient(point: WeightedPoint, weights: Tensor) -> tuple[Tensor, float]:
     gradient = point.gradient(weights)
     return gradient, float(gradient.norm())

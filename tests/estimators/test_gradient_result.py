@@ -120,3 +120,14 @@ def test_level_is_a_probability(result, level):
         result.conf_int(level)
     with pytest.raises(ValueError, match=f"level={level} must be between 0 and 1"):
         result.norm_upper_bound(level)
+
+
+def test_stationarity_leaves_out_what_does_not_vary_and_keeps_what_is_small():
+    rng = np.random.default_rng(7)
+    scores = rng.normal([0.2, 0.0, 0.1], size=(300, 3))
+    expected = result_of(scores).stationarity_test()
+    units = [1e6, 1.0, 1e-6]
+    small = result_of(scores * units).stationarity_test()
+    assert (small.statistic, small.df) == (pytest.approx(expected.statistic, rel=1e-6), 3)
+    summed = result_of(np.column_stack([scores, -scores.sum(axis=1)])).stationarity_test()
+    assert (summed.statistic, summed.df) == (pytest.approx(expected.statistic, rel=1e-6), 3)

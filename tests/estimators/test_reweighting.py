@@ -21,7 +21,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skbilevel import ReweightingClassifier, ReweightingRegressor, io
+from skbilevel import ReweightingClassifier, ReweightingRegressor, hypergradient_test, io
 from skbilevel.estimators import weight_choice
 from skbilevel.estimators.linear_head import RidgeHead
 from skbilevel.model_selection import TargetKFold
@@ -207,6 +207,71 @@ def test_groups_are_clusters_where_no_source_is_given():
     ]
     assert [len(each) for each in values] == [1, 1, 1]
     assert values[0][0] < 0.1 * min(values[1][0], values[2][0])
+
+
+# Where the descent of groups stops
+
+
+def grouped(tol, make, weighting="group", **settings):
+    """A model and its target rows; one of four sources is good."""
+    rng = np.random.default_rng(0)
+    rows, names, is_target = rng.normal(size=(600, 3)), np.arange(600) % 4, np.arange(600) >= 480
+    follows = is_target | (names == 0)
+    y = np.where(follows, rows @ SLOPES, rows @ [-3, 0, 1]) + rng.normal(size=600)
+    if make is classifier:
+        y = np.digitize(y, [-1, 1])
+    model = make(weighting=weighting, tol=tol, **settings)
+    model.fit(rows, y, is_target=is_target, source_groups=names)
+    return model, rows[is_target], y[is_target]
+
+
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_descent_of_groups_stops_where_the_gradient_cannot_be_told_from_zero(make):
+    model, full = grouped("significance", make)[0], grouped(None, make)[0]
+    pvalues, objective = model.history_["pvalue"], model.history_["objective"]
+    assert max(pvalues[:-1]) < 0.05 <= pvalues[-1]
+    assert len(pvalues) == len(model.history_["statistic"]) > 1
+    assert model.n_iter_ == len(objective) < full.n_iter_
+    assert_array_equal(objective, full.history_["objective"][: len(objective)])
+    phi, end = model.weight_params_["group"], full.weight_params_["group"]
+    assert 0 < np.ptp(phi) < np.ptp(end)
+    assert set(full.history_) == {"objective"}
+
+
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_first_p_value_is_that_of_equal_weights(make):
+    """As the public test tells it of the same target rows, in a fit of training rows alone; its
+    columns have other units, which only a ridge sees."""
+    settings = {"l2": 1e-8, "refit": "train"}
+    model, *_ = grouped("significance", make, **settings)
+    equal, rows, y = grouped(None, make, "uniform", **settings)
+    test = hypergradient_test(equal, rows, y).stationarity_test()
+    assert model.history_["statistic"][0] == pytest.approx(test.statistic, rel=1e-3)
+    assert model.history_["pvalue"][0] == pytest.approx(test.pvalue, rel=1e-2)
+    assert test.df == 3
+
+
+def test_descent_of_groups_does_not_start_where_nothing_is_to_gain():
+    rng = np.random.default_rng(0)
+    rows, names = rng.normal(size=(200, 3)), np.arange(200) % 4
+    y, is_target = rows @ SLOPES + rng.normal(size=200), rng.permutation(200) < 40
+    model = regressor(weighting="group", tol="significance")
+    model.fit(rows, y, is_target=is_target, source_groups=names)
+    assert_array_equal(model.weight_params_["group"], 0)
+    assert np.ptp(model.weights_[~is_target]) < 1e-15
+    assert len(model.history_["pvalue"]) == len(model.history_["objective"]) == model.n_iter_ == 1
+
+
+def test_one_group_has_nothing_to_gain():
+    model = regressor(weighting="group", n_groups=1, tol="significance")
+    model.fit(X, Y, is_target=IS_TARGET)
+    assert model.history_["pvalue"] == [1.0]
+
+
+@pytest.mark.parametrize("weighting", ["auto", "gate", "loglinear", "sample", "target", "uniform"])
+def test_significance_is_for_few_parameters(weighting):
+    with pytest.raises(ValueError, match=rf"tol='significance' needs .*weighting='{weighting}'"):
+        regressor(weighting=weighting, tol="significance").fit(X, Y, is_target=IS_TARGET)
 
 
 # Covariate shift
@@ -871,6 +936,7 @@ def test_parameters_are_those_of_the_constructor_and_of_the_final_estimator():
         ("solver", "newton"),
         ("parametrization", "simplex"),
         ("max_iter", 0),
+        ("tol", 1e-3),
         ("outer_rate", 0.0),
         ("inner_rate", -0.1),
         ("early_stopping", "no"),

@@ -104,3 +104,38 @@ def test_bounds_hold():
         max_iter=50,
     )
     assert found.outer[1] == 0.3
+
+
+def descent(on_step):
+    X, Y, X_target, Y_target, features = case()
+    tensors, rows = map(torch.from_numpy, (X, Y, X_target, Y_target)), torch.from_numpy(features)
+    fold = Fold(
+        reweighted_linear(*tensors, SQUARED, RIDGE),
+        lambda phi: gate(rows, phi),
+        lambda w: (w.new_zeros(()), torch.zeros_like(w)),
+    )
+    return parametric_weights(
+        [fold], np.array([0.0, 0.1]), precision=1e-3, max_iter=20, ftol=1e-12, on_step=on_step
+    )
+
+
+def test_descent_tells_of_every_iterate_and_stops_when_it_is_told():
+    seen, full = [], descent(None)
+    watched = descent(lambda phi: bool(seen.append(phi.copy())))
+    assert len(seen) == full.n_iter + 1 > 4
+    assert_allclose(seen[0], [0, 0.1])
+    assert_allclose(seen[-1], full.outer)
+    assert_allclose(watched.outer, full.outer)
+    for n_steps in (0, 2):
+        path = []
+
+        def after(phi, path=path, n_steps=n_steps):
+            path.append(phi.copy())
+            return len(path) > n_steps
+
+        found = descent(after)
+        assert (len(path), found.n_iter, found.converged) == (n_steps + 1, n_steps, True)
+        assert_allclose(found.outer, seen[n_steps])
+        evaluated = found.history["objective"]
+        assert_allclose(evaluated, full.history["objective"][: len(evaluated)])
+        assert n_steps < len(evaluated) < len(full.history["objective"])
