@@ -13,7 +13,14 @@ from sklearn.preprocessing import StandardScaler
 from skops.io.exceptions import UntrustedTypesFoundException
 
 import skbilevel
-from skbilevel import GaussianImputer, io
+from skbilevel import (
+    ConditionalMomentGradient,
+    GaussianImputer,
+    NystroemRidge,
+    OrthogonalFQE,
+    OrthogonalIVRegressor,
+    io,
+)
 from skbilevel.estimators.linear_head import RidgeHead, SoftmaxHead
 from skbilevel.metrics import make_masked_scorer
 from skbilevel.metrics.masked_scorer import MaskedScorer
@@ -91,6 +98,24 @@ def test_path_may_be_a_string(path):
     assert io.load(str(path)).tol == 0.5
 
 
+def test_orthogonal_estimators_come_back_with_their_estimates(path):
+    rng = np.random.default_rng(0)
+    Z = rng.uniform(-1, 1, (200, 1))
+    X = Z + 0.3 * rng.normal(size=(200, 1))
+    model = OrthogonalIVRegressor(nuisance=NystroemRidge(n_centers=20), random_state=0)
+    io.save(model.fit(X, X[:, 0] + rng.normal(size=200), Z), path)
+    loaded = io.load(path)
+    assert loaded.summary() == model.summary()
+    assert_array_equal(loaded.predict_interval(X), model.predict_interval(X))
+    ridge = NystroemRidge(n_centers=20, random_state=0).fit(Z, X)
+    io.save(ridge, path)
+    assert_array_equal(io.load(path).predict(Z), ridge.predict(Z))
+    value = OrthogonalFQE([0.5, 0.5], 0.5, random_state=0)
+    value.fit(X, np.arange(200) % 2, X[:, 0], Z)
+    io.save(value, path)
+    assert_array_equal(io.load(path).value_interval(), value.value_interval())
+
+
 def test_later_save_replaces_the_file(path):
     io.save(GaussianImputer(tol=0.5), path)
     io.save(GaussianImputer(tol=0.25), path)
@@ -102,6 +127,8 @@ def test_later_save_replaces_the_file(path):
 
 def test_trusted_types_are_the_estimators_and_what_goes_with_them():
     others = [MaskedScorer, RidgeHead, SoftmaxHead, TargetKFold]
+    # They cannot be constructed without arguments.
+    others += [ConditionalMomentGradient, OrthogonalFQE]
     expected = {qualified_name(cls) for cls in [*others, *dict(all_estimators()).values()]}
     assert set(io.TRUSTED_TYPES) == expected
     assert len(io.TRUSTED_TYPES) == len(expected)

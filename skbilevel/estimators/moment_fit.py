@@ -351,4 +351,4 @@ def _fold_spread(scores: np.ndarray, design: Design) -> np.ndarray:
 
 
 def _tensors(*parts: np.ndarray) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+    return [torch.from_numpy(np.require(part, requirements=["C", "W"])) for part in parts]
