@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Where each public name lives; __init__.pyi repeats the names for type checkers.
 _ESTIMATORS = {
     "BilevelClassifier": "skbilevel.estimators.bilevel_predictors",
+    "BilevelGradient": "skbilevel.estimators.bilevel_gradient",
     "BilevelImputer": "skbilevel.estimators.bilevel",
     "BilevelRegressor": "skbilevel.estimators.bilevel_predictors",
     "ConditionalMomentGradient": "skbilevel.estimators.conditional_moment",

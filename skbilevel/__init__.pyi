@@ -5,6 +5,7 @@ from skbilevel import metrics as metrics
 from skbilevel import model_selection as model_selection
 from skbilevel import testing as testing
 from skbilevel.estimators.bilevel import BilevelImputer as BilevelImputer
+from skbilevel.estimators.bilevel_gradient import BilevelGradient as BilevelGradient
 from skbilevel.estimators.bilevel_predictors import BilevelClassifier as BilevelClassifier
 from skbilevel.estimators.bilevel_predictors import BilevelRegressor as BilevelRegressor
 from skbilevel.estimators.conditional_moment import (
@@ -23,6 +24,7 @@ from skbilevel.estimators.reweighting import ReweightingRegressor as Reweighting
 __version__: str
 __all__ = [
     "BilevelClassifier",
+    "BilevelGradient",
     "BilevelImputer",
     "BilevelRegressor",
     "ConditionalMomentGradient",

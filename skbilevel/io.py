@@ -17,6 +17,7 @@ __all__ = ["TRUSTED_TYPES", "load", "save"]
 #: The types of this package that a file may hold besides those that skops trusts by itself.
 TRUSTED_TYPES = (
     "skbilevel.estimators.bilevel.BilevelImputer",
+    "skbilevel.estimators.bilevel_gradient.BilevelGradient",
     "skbilevel.estimators.bilevel_predictors.BilevelClassifier",
     "skbilevel.estimators.bilevel_predictors.BilevelRegressor",
     "skbilevel.estimators.gaussian.GaussianImputer",

@@ -14,6 +14,7 @@ from skops.io.exceptions import UntrustedTypesFoundException
 
 import skbilevel
 from skbilevel import (
+    BilevelGradient,
     ConditionalMomentGradient,
     GaussianImputer,
     NystroemRidge,
@@ -128,7 +129,7 @@ def test_later_save_replaces_the_file(path):
 def test_trusted_types_are_the_estimators_and_what_goes_with_them():
     others = [MaskedScorer, RidgeHead, SoftmaxHead, TargetKFold]
     # They cannot be constructed without arguments.
-    others += [ConditionalMomentGradient, OrthogonalFQE]
+    others += [BilevelGradient, ConditionalMomentGradient, OrthogonalFQE]
     expected = {qualified_name(cls) for cls in [*others, *dict(all_estimators()).values()]}
     assert set(io.TRUSTED_TYPES) == expected
     assert len(io.TRUSTED_TYPES) == len(expected)

@@ -289,7 +289,7 @@ class ConditionalMomentGradient(BaseEstimator):
             If the correction for shared noise moves a coordinate by more than half a standard
             error.
         """
-        at = _checked_omega(omega)
+        at = checked_omega(omega)
         each = [rows.gradient() for rows in self._rows(at)]
         self._warn([one.diagnostics_ for one in each], len(at), "the gradient")
         return median_of(each)
@@ -338,7 +338,7 @@ class ConditionalMomentGradient(BaseEstimator):
             debiased.
         """
         each = []
-        for rows in self._rows(_checked_omega(omega)):
+        for rows in self._rows(checked_omega(omega)):
             values = rows.design.of_clusters(rows.values()[:, np.newaxis])
             each.append(GradientResult.of(values))
         found = median_of(each)
@@ -379,7 +379,7 @@ class ConditionalMomentGradient(BaseEstimator):
             If nuisances are told too roughly, or the least eigenvalue of the Hessian is within
             two standard errors of 0.
         """
-        start = _checked_omega(omega0)
+        start = checked_omega(omega0)
         if method not in ("newton", "lbfgs"):
             raise ValueError(f"method={method!r} must be 'newton' or 'lbfgs'.")
         residual = self._residual()
@@ -586,7 +586,7 @@ def checked_groups(groups: ArrayLike | None, n_rows: int) -> np.ndarray | None:
     return codes
 
 
-def _checked_omega(omega: ArrayLike) -> np.ndarray:
+def checked_omega(omega: ArrayLike) -> np.ndarray:
     """(p,), float64."""
     point = check_array(omega, dtype=np.float64, ensure_2d=False, input_name="omega")
     if point.ndim != 1:

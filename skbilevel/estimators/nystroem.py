@@ -29,6 +29,7 @@ from skbilevel.estimators.smoother import (
     Smoother,
     fitted_smoother,
     least_errors,
+    with_ridges,
 )
 
 # Bandwidths to choose from, in root mean squared distances from the mean, and the rows that judge.
@@ -178,7 +179,8 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Y, occurs = outputs.reshape(len(rows), -1).astype(np.float64), counts > 0
         sample = rows[occurs], Y[occurs], counts[occurs]
         features = self.feature_map(*sample, check_random_state(self.random_state))
-        found, shift = smoother_of(features, *sample, self.ridges, self.undersmooth)
+        z, settings = features(sample[0]), (self.ridges, self.undersmooth)
+        found, shift = smoother_of(z, *sample[1:], *settings)
         self.centers_ = features.kernel.centres * features.scale + features.center
         self.bandwidth_ = features.kernel.bandwidth
         self.ridge_ = found.ridges
@@ -260,17 +262,20 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
 
 def smoother_of(
-    features: FeatureMap,
-    X: np.ndarray,
+    z: np.ndarray,
     Y: np.ndarray,
     counts: np.ndarray,
     ridges: Sequence[float],
     undersmooth: float,
+    chosen: np.ndarray | None = None,
 ) -> tuple[Smoother, np.ndarray]:
-    """Of outputs (n, k) less their means, which come with it, (k,)."""
-    z, shift = features(X), np.average(Y, axis=0, weights=counts)
+    """Of outputs (n, k) less their means, which come with it, (k,), from features (n, q); with
+    ridges (k,) if these are chosen already."""
+    shift = np.average(Y, axis=0, weights=counts)
     axes = Axes.of(Gram.of(z, counts))
     products = Products.of(z, Y - shift, counts)
+    if chosen is not None:
+        return with_ridges(axes, products, chosen), shift
     return fitted_smoother(axes, products, ridges, undersmooth), shift
 
 

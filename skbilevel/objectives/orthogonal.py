@@ -42,14 +42,14 @@ the score against derivatives along distributions.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-# (omega (p,), prediction, row) -> scalar
-PointwiseLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (omega (p,), prediction, row) -> scalar; rows are tensors, or dicts or tuples of tensors.
+PointwiseLoss = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class InnerDerivatives(NamedTuple):
@@ -91,8 +91,13 @@ class OuterDerivatives(NamedTuple):
     cross: Tensor
 
 
+def losses_of(loss: PointwiseLoss, omega: Tensor, predictions: Tensor, rows: Any) -> Tensor:
+    """Of every row, (n,), at predictions (n,)."""
+    return _by_row(loss, omega, predictions, rows)
+
+
 def inner_derivatives(
-    loss: PointwiseLoss, omega: Tensor, predictions: Tensor, rows: Tensor
+    loss: PointwiseLoss, omega: Tensor, predictions: Tensor, rows: Any
 ) -> InnerDerivatives:
     """u, H, B and the derivatives of H at predictions (n,) for rows (n, q)."""
     slope, curvature = grad(loss, 1), grad(grad(loss, 1), 1)
@@ -100,8 +105,18 @@ def inner_derivatives(
     return InnerDerivatives(*(_by_row(part, omega, predictions, rows) for part in parts))
 
 
+def newton_parts(
+    loss: PointwiseLoss, omega: Tensor, predictions: Tensor, rows: Any
+) -> tuple[Tensor, Tensor]:
+    """u and H of l_in alone, (n,) each: what a step towards h needs."""
+    slope = grad(loss, 1)
+    parts = (slope, grad(slope, 1))
+    u, H = (_by_row(part, omega, predictions, rows) for part in parts)
+    return u, H
+
+
 def outer_derivatives(
-    loss: PointwiseLoss, omega: Tensor, predictions: Tensor, rows: Tensor
+    loss: PointwiseLoss, omega: Tensor, predictions: Tensor, rows: Any
 ) -> OuterDerivatives:
     """d, d_v d, g and d_omega d at predictions (n,) for rows (n, q)."""
     slope = grad(loss, 1)
@@ -124,6 +139,21 @@ def bilevel_score(
         + adjoint[:, None] * through
         + sensitivity * inner.slope[:, None]
     )
+
+
+def adjoint_gradient(inner: InnerDerivatives, outer: OuterDerivatives, adjoint: Tensor) -> Tensor:
+    """g + a B, (n, p): a plug-in, functional implicit differentiation."""
+    return outer.direct + adjoint[:, None] * inner.cross
+
+
+def jacobian_gradient(outer: OuterDerivatives, jacobian: Tensor) -> Tensor:
+    """g + J d, (n, p): the other plug-in."""
+    return outer.direct + jacobian * outer.slope[:, None]
+
+
+def bilevel_value(losses: Tensor, inner: InnerDerivatives, adjoint: Tensor) -> Tensor:
+    """l_out + a u, (n,): the influence function of F and F itself."""
+    return losses + adjoint * inner.slope
 
 
 def sensitivity_target(
@@ -201,9 +231,9 @@ def linear_moments(
 
 
 def _by_row(
-    part: Callable[[Tensor, Tensor, Tensor], Tensor],
+    part: PointwiseLoss,
     omega: Tensor,
     predictions: Tensor,
-    rows: Tensor,
+    rows: Any,
 ) -> Tensor:
     return vmap(part, in_dims=(None, 0, 0))(omega, predictions, rows).detach()
