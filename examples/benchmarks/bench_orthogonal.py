@@ -106,7 +106,7 @@ def values(n_draws: int) -> list[str]:
         found: dict[str, list[tuple[float, float]]] = {}
         for number in range(n_draws):
             sample = DESIGNS["FQE"].draw(n, default_rng(555 * n + number))
-            for name, (value, stderr) in _values(sample, along, number).items():
+            for name, (value, stderr) in policy_values(sample, along, number).items():
                 found.setdefault(name, []).append((value - truth, stderr))
         table.append(f"value of the policy, n = {n}, {n_draws} draws")
         for name, each in found.items():
@@ -118,7 +118,8 @@ def values(n_draws: int) -> list[str]:
     return table
 
 
-def _values(sample: Sample, along: np.ndarray, seed: int) -> dict[str, tuple[float, float]]:
+def policy_values(sample: Sample, along: np.ndarray, seed: int) -> dict[str, tuple[float, float]]:
+    """The value by each method, and its standard error."""
     extra = sample.extra
     transitions = extra["S"], extra["A"], sample.y, extra["S_next"]
     found = {}
