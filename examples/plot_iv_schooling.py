@@ -170,10 +170,10 @@ for name, left in LEFT.items():
 # %%
 # An interval by the normal distribution need not hold with a weak instrument. A set that does is
 # made of the coefficients which a test does not reject. With the instrument score, a line and no
-# folds it is the set of Anderson and Rubin (1949), and bounded. The orthogonal score has a set as
-# well, and it is of no use here: far out its statistic tends to about a quarter of the F of the
-# first stage, as both factors of the gradient have errors, which is below 3.84. It errs on the
-# safe side, and without end.
+# folds it is the set of Anderson and Rubin (1949), which holds however weak the instrument is, and
+# here it is bounded. The orthogonal score has a set as well, and it is of no use here: far out its
+# statistic tends to about a quarter of the F of the first stage, as both factors of the gradient
+# have errors, and that is below 3.84.
 
 
 def residual(omega, left):
