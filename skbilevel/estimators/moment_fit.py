@@ -36,7 +36,8 @@ class MomentDiagnostics:
         seen; NaN for a column that does not vary.
     shift, gap : ndarray of shape (p,)
         How far the correction for shared noise has moved each coordinate, and that in standard
-        errors; 0 without one. What it cannot see is as a rule smaller than what it moves.
+        errors; 0 without one. An estimate less its shift is that of first order (of a root, to
+        first order). What the correction cannot see is as a rule smaller than what it moves.
     fold_spread : ndarray of shape (p,)
         Variance of the means of folds over what it would be by chance: about 1.
     least_eigenvalue, least_eigenvalue_stderr : float

@@ -153,23 +153,25 @@ def strength(diagnostics: Sequence[MomentDiagnostics]) -> float:
     return float(np.median(ratios))
 
 
-def warn_of(diagnostics: Sequence[MomentDiagnostics], names: Sequence[str], what: str) -> None:
-    """Warn of estimates whose intervals are not to be trusted."""
+def warn_of(
+    diagnostics: Sequence[MomentDiagnostics], names: Sequence[str], what: str, scores: str
+) -> None:
+    """Warn of estimates whose intervals are not to be trusted; ``scores`` is where R2 are."""
     gap = np.median([each.gap for each in diagnostics], axis=0)
     if (gap > _LARGEST_GAP).any():
         worst = int(gap.argmax())
         warn_user(
             f"The correction for what nuisances share moves {what} of {names[worst]!r} by "
             f"{gap[worst]:.1f} standard errors: nuisances are told too roughly for intervals to "
-            "be sure. More rows help, or a nuisance that fits better (nuisance_scores_ has its "
-            "R2), or for NystroemRidge a smaller undersmooth."
+            f"be sure. More rows help, or a nuisance that fits better ({scores} has its R2), or "
+            "for NystroemRidge a smaller undersmooth."
         )
     if (clear := strength(diagnostics)) < _CLEAR:
         warn_user(
             f"The smallest eigenvalue of the Hessian is {clear:.1f} standard errors above 0: some "
             "combination of parameters is hardly identified by what is conditioned on, and "
-            "intervals can be too short. confidence_set of ConditionalMomentGradient holds "
-            "without that."
+            "intervals can be far too short. confidence_set of ConditionalMomentGradient is "
+            "nearer to its level there."
         )
 
 

@@ -105,6 +105,8 @@ class OrthogonalFQE(BaseEstimator):
         that the models have not seen.
     hessian_strength_ : float
         Smallest eigenvalue of the Hessian over its standard error. Below 2 there is a warning.
+    correction_ : str
+        What "auto" came to.
     correction_gap_ : float
         How far the correction has moved the value, in standard errors.
     n_features_in_ : int
@@ -244,6 +246,7 @@ class OrthogonalFQE(BaseEstimator):
         )
         codes, seed = checked_groups(groups, len(states)), seed_of(self.random_state)
         learner = learner_of(self.nuisance, self.correction, self.score, seed)
+        self.correction_ = learner.correction
         self.actions_ = np.unique(taken) if self.policy_kind == "probabilities" else None
         psi = self._psi(states, taken)
         slopes = psi - self.gamma * going[:, np.newaxis] * self._under_policy(following)
@@ -339,7 +342,7 @@ class OrthogonalFQE(BaseEstimator):
         gaps = [abs(s) / e.stderr_[0] for s, e in zip(shifts, values, strict=True)]
         self.correction_gap_ = float(np.median(gaps))
         of_value = [replace(d, gap=np.array([g])) for d, g in zip(told, gaps, strict=True)]
-        warn_of(of_value, ["policy"], "the value")
+        warn_of(of_value, ["policy"], "the value", "nuisance_scores_")
 
     def _states(self, S: ArrayLike, name: str) -> np.ndarray:
         states = check_array(S, dtype=np.float64, input_name=name)

@@ -23,6 +23,11 @@ from skbilevel._sklearn import (
 )
 from skbilevel.estimators.conditional_moment import checked_groups
 from skbilevel.estimators.estimate_table import estimate_table
+from skbilevel.estimators.excluded_instruments import (
+    shared_columns,
+    told_beyond_controls,
+    warn_of_instruments,
+)
 from skbilevel.estimators.gradient_result import (
     check_level,
     joint_normal_quantile,
@@ -95,10 +100,18 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         Of ``coef_``.
     coefficient_names_ : ndarray of shape (n_coefficients,)
     nuisance_scores_ : dict of str to float
-        R2 of what is told of y and of each feature by Z, on rows that the models have not seen:
-        low numbers are weak instruments. Features that Z holds are known exactly, and not listed.
-    first_stage_strength_ : float
-        Smallest eigenvalue of A over its standard error. Below 2 there is a warning.
+        R2 of what is told of y and of each feature by Z, on rows that the models have not seen.
+        Features that Z holds are known exactly, and not listed.
+    instrument_scores_ : dict of str to float
+        Of each feature that Z does not hold, the share of what columns of X in Z leave of it that
+        the rest of Z tells, on rows that the models have not seen. Below .01 there is a warning:
+        coefficients can then be identified by the shape of the model, if at all, and not by
+        instruments.
+    hessian_strength_ : float
+        Smallest eigenvalue of A, for features with mean square 1, over its standard error: whether
+        coefficients are identified, by whatever it is. Below 2 there is a warning.
+    correction_ : str
+        What "auto" came to; "none" without Z.
     correction_gap_ : ndarray of shape (n_coefficients,)
         How far the correction has moved each coefficient, in standard errors.
     n_features_in_ : int
@@ -220,16 +233,33 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         if self.features is not None:
             self.features_ = clone(self.features).fit(rows, outcome)
         slopes = self._slopes(rows)
+        beyond = np.full(slopes.shape[1], np.nan)
         if Z is None:
             moments = [exogenous_moment(outcome, slopes, codes)]
         else:
             repetitions = repetitions_of(instruments, codes, self.cv, self.n_rep, seed)
-            known = _known(slopes, instruments)
+            known = shared_columns(slopes, instruments)
             moments = linear_moments_of(
-                instruments, outcome, slopes, learner, repetitions, self.moment_score, codes, known
+                instruments,
+                outcome,
+                slopes,
+                learner,
+                repetitions,
+                self.moment_score,
+                codes,
+                np.where(known, slopes, 0.0),
             )
+            beyond[~known] = told_beyond_controls(
+                instruments,
+                shared_columns(instruments, rows),
+                slopes[:, ~known],
+                moments[0].kappa[:, ~known],
+                learner,
+                repetitions[0],
+            )
+        self.correction_ = "none" if Z is None else learner.correction
         roots = [moment.root() for moment in moments]
-        self._store(median_of(roots), roots)
+        self._store(median_of(roots), roots, beyond)
         return self
 
     def _instruments(self, Z: ArrayLike | None, rows: np.ndarray) -> np.ndarray:
@@ -249,7 +279,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
             return features
         return np.column_stack([np.ones(len(rows)), features])
 
-    def _store(self, found: MomentRoot, roots: list[MomentRoot]) -> None:
+    def _store(self, found: MomentRoot, roots: list[MomentRoot], beyond: np.ndarray) -> None:
         first = int(self.fit_intercept)
         self._estimate = (found.coef_, found.cov_)
         self.coef_, self.stderr_ = found.coef_[first:], found.stderr_[first:]
@@ -260,7 +290,9 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         told = [root.diagnostics_ for root in roots]
         names = ["intercept", *self.coefficient_names_][1 - first :]
         self.nuisance_scores_ = nuisance_scores(told, ["y", *names])
-        self.first_stage_strength_ = strength(told)
+        pairs = zip(names, beyond, strict=True)
+        self.instrument_scores_ = {str(n): float(r2) for n, r2 in pairs if not np.isnan(r2)}
+        self.hessian_strength_ = strength(told)
         self.correction_gap_ = np.median([each.gap for each in told], axis=0)[first:]
         if found.rank_ < len(found.coef_):
             warn_user(
@@ -268,7 +300,8 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
                 "the smallest are returned."
             )
         else:
-            warn_of(told, names, "the coefficient")
+            warn_of(told, names, "the coefficient", "nuisance_scores_")
+            warn_of_instruments(self.instrument_scores_)
 
     def _names(self) -> np.ndarray:
         names = input_feature_names(self, None)
@@ -354,11 +387,15 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         lines = estimate_table(names, coef, np.sqrt(np.diag(cov)), level)
         test = wald_test(self.coef_, self.cov_)
         rule = "-" * max(map(len, lines))
-        told = ", ".join(f"{name} {r2:.2f}" for name, r2 in self.nuisance_scores_.items())
-        strength = f"{self.first_stage_strength_:.1f} standard errors"
+        told, beyond = (
+            ", ".join(f"{name} {r2:.2f}" for name, r2 in scores.items())
+            for scores in (self.nuisance_scores_, self.instrument_scores_)
+        )
+        strength = f"{self.hessian_strength_:.1f} standard errors"
         notes = [
             f"all of them 0: chi2({test.df}) = {test.statistic:.1f}, p = {test.pvalue:.3g}",
             f"R2 of what Z tells: {told or 'nothing had to be learnt'}",
+            f"of what columns of X in Z leave, the rest of Z tells: {beyond or 'nothing'}",
             f"smallest eigenvalue of the Hessian: {strength}",
         ]
         return "\n".join([*lines, rule, *notes])
@@ -366,12 +403,6 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
     def _told(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
         return self._slopes(validate_data(self, X, dtype=np.float64, reset=False))
-
-
-def _known(slopes: np.ndarray, instruments: np.ndarray) -> np.ndarray:
-    """Columns of f that are columns of Z, and 0 for the others, (n, p)."""
-    same = [bool((instruments == column[:, np.newaxis]).all(axis=0).any()) for column in slopes.T]
-    return np.where(same, slopes, 0.0)
 
 
 def _width(cov: np.ndarray, level: float, joint: bool, random_state: Any, rows: Any) -> float:

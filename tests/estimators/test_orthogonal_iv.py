@@ -87,6 +87,36 @@ def test_exogenous_columns_that_z_holds_are_known(sample):
     assert abs(model.coef_[1] - 0.5) < 5 * model.stderr_[1]
 
 
+def test_instruments_are_told_from_controls():
+    """x moves with an instrument and with a control; a control's square is no instrument."""
+    rng = np.random.default_rng(2)
+    control, z, u = rng.normal(size=(3, 2000))
+    e = rng.normal(size=(2, 2000))
+    for strength, least, most in ((1.0, 0.6, 0.72), (0.0, -0.05, 0.01)):
+        x = strength * z + control + control**2 + 0.5 * u + 0.5 * e[0]
+        y = x + control + u + e[1]
+        X, Z = np.column_stack([x, control]), np.column_stack([z, control])
+        model = OrthogonalIVRegressor(random_state=0)
+        if strength:
+            model.fit(X, y, Z)
+        else:
+            with pytest.warns(UserWarning, match="tells next to nothing more of 'x0'"):
+                model.fit(X, y, Z)
+            # It is identified for all that, by the square.
+            assert model.hessian_strength_ > 10
+            assert model.nuisance_scores_["x0"] > 0.5
+        # z has 1 of 1.5 of the variance that the control leaves.
+        assert set(model.instrument_scores_) == {"x0"}
+        assert least < model.instrument_scores_["x0"] < most
+        assert "the rest of Z tells: x0" in model.summary()
+
+
+def test_without_controls_instruments_tell_what_nuisances_do(fitted):
+    assert set(fitted.instrument_scores_) == {"x0", "x0^2"}
+    for name, r2 in fitted.instrument_scores_.items():
+        assert r2 == pytest.approx(fitted.nuisance_scores_[name])
+
+
 def test_tables_of_names_and_intervals(fitted):
     assert fitted.coefficient_names_.tolist() == ["x0", "x0^2"]
     width = norm.ppf(0.95) * fitted.stderr_
@@ -154,11 +184,12 @@ def test_rough_nuisances_are_warned_of():
         pytest.warns(UserWarning, match="smallest eigenvalue of the Hessian"),
     ):
         model = OrthogonalIVRegressor(random_state=0).fit(sample.D[:, 1:], sample.y, sample.X)
-    assert model.first_stage_strength_ < 2
+    assert model.hessian_strength_ < 2
     assert model.correction_gap_.max() > 0.5
 
 
 @pytest.mark.filterwarnings("ignore:The smallest eigenvalue", "ignore:The correction for")
+@pytest.mark.filterwarnings("ignore:What Z holds besides")
 def test_groups_widen_the_intervals(sample):
     four = np.repeat(np.arange(200), 4)
     parts = sample.D[four, 1:], sample.y[four], sample.X[four]
