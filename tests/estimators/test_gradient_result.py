@@ -5,7 +5,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import chi2, norm
 
-from skbilevel.estimators.gradient_result import GradientResult, joint_quantile
+from skbilevel.estimators.gradient_result import (
+    GradientResult,
+    joint_normal_quantile,
+    joint_quantile,
+    median_of,
+)
 
 ROOT = np.array([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [-0.3, 0.2, 1.5]])
 
@@ -131,3 +136,38 @@ def test_stationarity_leaves_out_what_does_not_vary_and_keeps_what_is_small():
     assert (small.statistic, small.df) == (pytest.approx(expected.statistic, rel=1e-6), 3)
     summed = result_of(np.column_stack([scores, -scores.sum(axis=1)])).stationarity_test()
     assert (summed.statistic, summed.df) == (pytest.approx(expected.statistic, rel=1e-6), 3)
+
+
+def repeated():
+    rng = np.random.default_rng(7)
+    return [result_of(rng.normal(size=(80, 3)) @ ROOT.T + shift) for shift in (0.0, 0.3, 0.1, 2.0)]
+
+
+def test_median_of_repetitions_has_the_variance_of_the_rule():
+    each = repeated()
+    found = median_of(each)
+    coef = np.median([one.coef_ for one in each], axis=0)
+    assert_allclose(found.coef_, coef)
+    variances = [one.stderr_**2 + (one.coef_ - coef) ** 2 for one in each]
+    assert_allclose(found.stderr_**2, np.median(variances, axis=0), rtol=1e-12)
+    # Four numbers, of which one is far off: its part is bounded.
+    assert (found.stderr_ < 0.5 * np.sqrt(np.max(variances, axis=0))).all()
+    assert np.linalg.eigvalsh(found.cov_).min() > 0
+    assert found.scores_.shape == (80, 3)
+    assert median_of(each[:1]) is each[0]
+
+
+def test_joint_quantile_of_a_normal_estimate_is_that_of_its_scores(result):
+    rows = np.array([[1.0, 0.0, 0.0], [1.0, -2.0, 0.5], [0.0, 0.0, 0.0]])
+    by_scores = joint_quantile(result.scores_ @ rows.T, 0.9, np.random.RandomState(0))
+    found = joint_normal_quantile(rows, result.cov_, 0.9, np.random.RandomState(1))
+    assert found == pytest.approx(by_scores, abs=0.08)
+    nothing = joint_normal_quantile(rows[2:], result.cov_, 0.95, np.random.RandomState(0))
+    assert nothing == pytest.approx(norm.ppf(0.975))
+
+
+def test_wald_test_does_not_depend_on_units(result):
+    unit = np.array([1e-8, 1.0, 1e6])
+    scaled = result_of(result.scores_ * unit).stationarity_test()
+    assert scaled.df == 3
+    assert scaled.statistic == pytest.approx(result.stationarity_test().statistic, rel=1e-8)

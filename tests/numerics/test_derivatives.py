@@ -12,6 +12,7 @@ from skbilevel.numerics.derivatives import (
     gauss_newton_vp,
     grad,
     hvp,
+    row_jacobian,
     vjp,
 )
 from tests.problems import SoftmaxReweightedRidge, TanhRegression, WeightedLogistic
@@ -260,3 +261,21 @@ def test_gauss_newton_matrix_keeps_the_precision_of_theta():
     assert result.dtype == torch.float32
     expected = torch.diag((1 - torch.tanh(THETA) ** 2) ** 2)
     torch.testing.assert_close(result, expected.float())
+
+
+def test_row_jacobian_has_a_row_for_each_output():
+    rng = np.random.default_rng(3)
+    rows = torch.from_numpy(rng.normal(size=(7, 3)))
+    theta = torch.tensor([0.3, -0.5, 1.2], dtype=torch.float64, requires_grad=True)
+    found = row_jacobian(torch.exp(rows @ theta) + theta[0], theta)
+    expected = torch.exp(rows @ theta)[:, None] * rows
+    expected = expected + torch.tensor([1.0, 0.0, 0.0])
+    torch.testing.assert_close(found, expected.detach())
+    assert not found.requires_grad
+
+
+def test_row_jacobian_of_linear_and_of_constant_outputs():
+    rows = torch.from_numpy(np.random.default_rng(4).normal(size=(5, 2)))
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(row_jacobian(rows @ theta, theta), rows)
+    assert not row_jacobian(rows[:, 0].clone(), theta).any()
