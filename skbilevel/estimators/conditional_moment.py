@@ -8,13 +8,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize, root
 from scipy.stats import chi2, norm
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_random_state
 
 from skbilevel._sklearn import (
-    ConvergenceWarning,
     HasMethods,
     Interval,
     StrOptions,
@@ -30,33 +28,23 @@ from skbilevel.estimators.gradient_result import (
     joint_quantile,
     median_of,
 )
-from skbilevel.estimators.moment_fit import (
-    LinearMoment,
-    MomentGradient,
-    MomentRoot,
-    MomentRows,
-    hessian_of,
-    out_of_fold_r2,
-)
+from skbilevel.estimators.moment_fit import MomentGradient, MomentRoot
 from skbilevel.estimators.moment_learning import (
     CORRECTIONS,
     Repetition,
-    design_of,
     learner_of,
-    linear_moments_of,
     repetitions_of,
     seed_of,
     warn_of,
 )
+from skbilevel.estimators.moment_problem import SOLVERS, MomentProblem
 from skbilevel.estimators.moment_residual import Residual, as_tensors, checked_data
 from skbilevel.estimators.nuisances import Learner, Split
-from skbilevel.estimators.nystroem import FeatureMap
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.orthogonal import MOMENT_SCORES
 
 # A value that is not so many standard errors above 0 has no interval.
 _CLEAR_OF_ZERO = 3.0
-_MAX_ITER = 200
 
 
 class MomentValue(NamedTuple):
@@ -290,7 +278,7 @@ class ConditionalMomentGradient(BaseEstimator):
             error.
         """
         at = checked_omega(omega)
-        each = [rows.gradient() for rows in self._rows(at)]
+        each = [rows.gradient() for rows in self._problem().rows(at)]
         self._warn([one.diagnostics_ for one in each], len(at), "the gradient")
         return median_of(each)
 
@@ -316,7 +304,10 @@ class ConditionalMomentGradient(BaseEstimator):
         """
         check_level(level)
         grid = check_array(omegas, dtype=np.float64, input_name="omegas")
-        each = [median_of([rows.gradient() for rows in at]) for at in self._rows_at_each(grid)]
+        each = [
+            median_of([rows.gradient() for rows in at])
+            for at in self._problem().rows_at_each(grid)
+        ]
         quantile = joint_quantile(
             np.hstack([one.scores_ for one in each]), level, check_random_state(random_state)
         )
@@ -338,7 +329,7 @@ class ConditionalMomentGradient(BaseEstimator):
             debiased.
         """
         each = []
-        for rows in self._rows(checked_omega(omega)):
+        for rows in self._problem().rows(checked_omega(omega)):
             values = rows.design.of_clusters(rows.values()[:, np.newaxis])
             each.append(GradientResult.of(values))
         found = median_of(each)
@@ -354,7 +345,8 @@ class ConditionalMomentGradient(BaseEstimator):
             Where to start; where r is linear in omega it says how many parameters there are.
         method : {"newton", "lbfgs"}, default="newton"
             Where r is not linear: a Newton method for G = 0 (Powell's hybrid, with
-            ``A = E[kappa kappa' + rho d2r/domega2]``), or descent on F, for which all outputs of a
+            ``A = E[kappa kappa' + rho d2r/domega2]``, whose second term is estimated by the same
+            score), or descent on F, for which all outputs of a
             fold share one ridge, so that G is the gradient of F to rounding. Ridges are chosen
             at omega0, and once more where that has led.
 
@@ -380,13 +372,9 @@ class ConditionalMomentGradient(BaseEstimator):
             two standard errors of 0.
         """
         start = checked_omega(omega0)
-        if method not in ("newton", "lbfgs"):
+        if method not in SOLVERS:
             raise ValueError(f"method={method!r} must be 'newton' or 'lbfgs'.")
-        residual = self._residual()
-        if residual.is_linear(start):
-            each = [moment.root() for moment in self._linear(residual, start)]
-        else:
-            each = [self._root(residual, one, start, method) for one in self._repetitions()]
+        each = self._problem().roots(start, method)
         if any(one.rank_ < len(start) for one in each):
             raise ValueError("The Hessian of F is singular: X does not tell all parameters apart.")
         self._warn([one.diagnostics_ for one in each], len(start), "the estimate")
@@ -415,159 +403,31 @@ class ConditionalMomentGradient(BaseEstimator):
         grid = check_array(omegas, dtype=np.float64, input_name="omegas")
         tests = [
             median_of([rows.gradient() for rows in at]).stationarity_test()
-            for at in self._rows_at_each(grid)
+            for at in self._problem().rows_at_each(grid)
         ]
         return np.array([test.statistic <= chi2.ppf(level, test.df) for test in tests])
 
-    def _residual(self) -> Residual:
+    def _problem(self) -> MomentProblem:
         check_is_fitted(self)
         jac = None if self.jac is False else self.jac
         data = as_tensors(self._data) if jac is None else self._data
-        return Residual(self.residual, jac, data, len(self._X))
-
-    def _learner(self) -> Learner:
-        return Learner(self.nuisance_, self.correction_, self._seed)
-
-    def _repetitions(self) -> list[Repetition]:
         pairs = zip(self.splits_, self._sides, strict=True)
-        return [
+        repetitions = [
             Repetition([Split(*split) for split in splits], side, self._seed)
             for splits, side in pairs
         ]
-
-    def _rows(self, omega: np.ndarray) -> list[MomentRows]:
-        return next(iter(self._rows_at_each(omega[np.newaxis])))
-
-    def _rows_at_each(self, omegas: np.ndarray) -> list[list[MomentRows]]:
-        """Of each omega, the rows of each repetition."""
-        residual = self._residual()
-        if residual.is_linear(omegas[0]):
-            moments = self._linear(residual, omegas[0])
-            return [[moment.at(omega) for moment in moments] for omega in omegas]
-        learner = self._learner()
-        return [
-            [self._told(residual, learner, each, omega)[0] for each in self._repetitions()]
-            for omega in omegas
-        ]
-
-    def _linear(self, residual: Residual, omega: np.ndarray) -> list[LinearMoment]:
-        r, D = residual.at(omega)
-        return linear_moments_of(
+        return MomentProblem(
             self._X,
-            D @ omega - r,
-            D,
-            self._learner(),
-            self._repetitions(),
+            Residual(self.residual, jac, data, len(self._X)),
+            Learner(self.nuisance_, self.correction_, self._seed),
+            repetitions,
             self.score,
             self._groups,
         )
 
-    def _told(
-        self,
-        residual: Residual,
-        learner: Learner,
-        repetition: Repetition,
-        omega: np.ndarray,
-        features: FeatureMap | None = None,
-        ridges: Sequence[np.ndarray] | None = None,
-    ) -> tuple[MomentRows, list[np.ndarray]]:
-        """Rows at omega, and the ridges by which they were told."""
-        r, D = residual.at(omega)
-        outputs = np.column_stack([r, D])
-        told = learner.tell(self._X, outputs, repetition.splits, repetition.side, features, ridges)
-        some = repetition.rows
-        means = told.means[some]
-        rows = MomentRows(
-            r[some],
-            D[some],
-            means[:, 0],
-            means[:, 1:],
-            told.at(some).shared,
-            out_of_fold_r2(outputs[some], means),
-            design_of(repetition, self.score, self._groups),
-        )
-        return rows, told.ridges
-
-    def _root(
-        self, residual: Residual, repetition: Repetition, start: np.ndarray, method: str
-    ) -> MomentRoot:
-        learner = self._learner()
-        if method == "lbfgs" and not (learner.is_smoother and self.score == "orthogonal"):
-            raise ValueError(
-                "method='lbfgs' needs score='orthogonal' and a NystroemRidge for nuisance, whose "
-                "gradient is that of the value: use method='newton'."
-            )
-        omega, n_iter, converged = start, 0, False
-        features, ridges = None, None
-        for _ in range(2):
-            r, D = residual.at(omega)
-            features = learner.prepared(self._X, np.column_stack([r, D]))
-            _, ridges = self._told(residual, learner, repetition, omega, features)
-            if method == "lbfgs":
-                ridges = [np.full(len(each), np.exp(np.log(each).mean())) for each in ridges]
-
-            def at(x: np.ndarray, features: Any = features, ridges: Any = ridges) -> MomentRows:
-                known = ridges or None
-                return self._told(residual, learner, repetition, x, features, known)[0]
-
-            omega, steps, converged = _SOLVERS[method](at, residual, repetition.rows, omega)
-            n_iter += steps
-        rows = at(omega)
-        if not converged:
-            warn_user(
-                f"solve has not found a root from this omega0 with method={method!r}: a gradient "
-                f"of {np.abs(rows.scores.mean(axis=0)).max():.2g} is left. Try another omega0 or "
-                "method.",
-                ConvergenceWarning,
-            )
-        return rows.root(omega, _hessian(rows, residual, repetition.rows, omega), n_iter)
-
     def _warn(self, diagnostics: Sequence[Any], n_parameters: int, what: str) -> None:
         names = [f"omega[{number}]" for number in range(n_parameters)]
         warn_of(diagnostics, names, what, "diagnostics_.r2")
-
-
-At = Callable[[np.ndarray], MomentRows]
-
-
-def _hessian(
-    rows: MomentRows, residual: Residual, some: np.ndarray, omega: np.ndarray
-) -> np.ndarray:
-    """A at omega: what is left where r is linear, and the curvature of r."""
-    rho = np.zeros(residual.n_rows)
-    rho[some] = rows.rho * (residual.n_rows / len(some))
-    return hessian_of(rows) + residual.curvature(omega, rho)
-
-
-def _newton(
-    at: At, residual: Residual, some: np.ndarray, start: np.ndarray
-) -> tuple[np.ndarray, int, bool]:
-    def gradient(omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = at(omega)
-        return rows.scores.mean(axis=0), _hessian(rows, residual, some, omega)
-
-    found = root(gradient, start, jac=True, method="hybr")
-    return found.x, int(found.nfev), bool(found.success)
-
-
-def _lbfgs(
-    at: At, residual: Residual, some: np.ndarray, start: np.ndarray
-) -> tuple[np.ndarray, int, bool]:
-    def value(omega: np.ndarray) -> tuple[float, np.ndarray]:
-        rows = at(omega)
-        return float(rows.values().mean()), rows.scores.mean(axis=0)
-
-    # Without a floor of the relative decrease: F is near 0 at the solution.
-    options = {"maxiter": _MAX_ITER, "ftol": 0.0, "gtol": 1e-9}
-    found = minimize(value, start, jac=True, method="L-BFGS-B", options=options)
-    flat = np.abs(found.jac).max() <= 1e-6 * max(1.0, np.abs(value(start)[1]).max())
-    return found.x, int(found.nit), bool(flat)
-
-
-_SOLVERS: dict[str, Callable[..., tuple[np.ndarray, int, bool]]] = {
-    "newton": _newton,
-    "lbfgs": _lbfgs,
-}
 
 
 def checked_groups(groups: ArrayLike | None, n_rows: int) -> np.ndarray | None:

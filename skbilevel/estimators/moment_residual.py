@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.functional import hessian
 
 from skbilevel.numerics.derivatives import row_jacobian
 
@@ -60,20 +59,16 @@ class Residual:
                 raise ValueError(f"{name} is not finite at omega={omega.tolist()}.")
         return r, D
 
-    def curvature(self, omega: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Mean over rows of weights (n,) times d2r / domega2, (p, p)."""
-        if self.jac is None:
-            given = torch.from_numpy(weights / self.n_rows)
-            found = hessian(lambda w: given @ self.function(w, self.data), torch.tensor(omega))
-            return found.numpy()
+    def curvatures(self, omega: np.ndarray) -> np.ndarray:
+        """d2r / domega2 of every row, (n, p (p + 1) / 2): the upper triangle, by central
+        differences of D."""
         columns = []
         for number, step in enumerate(_STEP * (1 + np.abs(omega))):
             moved = np.zeros(len(omega))
             moved[number] = step
             ahead, behind = self.at(omega + moved)[1], self.at(omega - moved)[1]
-            columns.append(weights @ (ahead - behind) / (2 * step * self.n_rows))
-        matrix = np.stack(columns)
-        return (matrix + matrix.T) / 2
+            columns.append((ahead - behind)[:, number:] / (2 * step))
+        return np.hstack(columns)
 
     def is_linear(self, omega: np.ndarray) -> bool:
         """Whether D is the same where every parameter is larger by 1 + its size.

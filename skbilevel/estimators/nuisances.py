@@ -62,6 +62,11 @@ class Told:
         shared = self.shared if len(self.shared) == 1 else self.shared[rows]
         return replace(self, means=self.means[rows], shared=shared)
 
+    def of(self, outputs: np.ndarray) -> Told:
+        """Of some of the outputs."""
+        shared = self.shared[:, outputs][:, :, outputs]
+        return Told(self.means[:, outputs], shared, [each[outputs] for each in self.ridges])
+
 
 def varying(outputs: np.ndarray) -> np.ndarray:
     """Whether each of the outputs (n, k) varies beyond rounding."""

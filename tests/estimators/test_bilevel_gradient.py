@@ -33,8 +33,12 @@ def squared_outer(omega, v, row):
 
 
 def logistic_inner(omega, v, row):
-    """A logistic regression of a label that T tells softly: h = logit E[sigma | X]."""
-    return softplus(v) - torch.sigmoid(omega[0] + omega[1] * row["t"]) * v
+    """A weighted logistic regression of a label that T tells softly: its curvature varies given X.
+
+    h = logit(E[w sigma | X] / E[w | X]).
+    """
+    weight = 1 + 0.8 * torch.sin(3 * row["t"])
+    return weight * (softplus(v) - torch.sigmoid(omega[0] + omega[1] * row["t"]) * v)
 
 
 def bent_outer(omega, v, row):
@@ -60,7 +64,8 @@ def objective(omega):
     x, of_x = np.polynomial.legendre.leggauss(60)
     node, of_node = np.polynomial.hermite_e.hermegauss(60)
     t = 1.5 * np.sin(2 * x)[:, None] + 0.5 * node
-    h = logit(expit(omega[0] + omega[1] * t) @ of_node / of_node.sum())
+    weight = 1 + 0.8 * np.sin(3 * t)
+    h = logit((weight * expit(omega[0] + omega[1] * t)) @ of_node / (weight @ of_node))
     noise = 0.5**2 + 0.2**2
     values = ((np.cos(2 * x) - np.tanh(h)) ** 2 + noise) / 2 + 0.1 * omega[0] * h
     return values @ of_x / 2
