@@ -29,18 +29,18 @@ from skbilevel.estimators.bilevel_nuisances import (
     rows_at,
     tell_bilevel,
 )
-from skbilevel.estimators.conditional_moment import checked_groups, checked_omega
 from skbilevel.estimators.gradient_result import Estimate, GradientResult, median_of
 from skbilevel.estimators.moment_fit import Design
 from skbilevel.estimators.moment_learning import (
-    Repetition,
+    checked_groups,
+    checked_omega,
     design_of,
     learner_of,
     repetitions_of,
     seed_of,
 )
 from skbilevel.estimators.moment_residual import as_tensors, checked_data
-from skbilevel.estimators.nuisances import Learner, Split
+from skbilevel.estimators.nuisances import Folds, Learner, Split
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.orthogonal import (
     InnerDerivatives,
@@ -147,6 +147,8 @@ class BilevelGradient(BaseEstimator):
     -----
     The bias is of second order: products of errors of two nuisances, or a squared one. Where they
     are hard to learn it shows, and nothing here would: compare nuisances, and ``undersmooth``.
+    Features of `NystroemRidge`, its bandwidth among them, are chosen in each fold by the first
+    Newton step, and serve h, J, a and c alike.
 
     References
     ----------
@@ -239,15 +241,17 @@ class BilevelGradient(BaseEstimator):
         Raises
         ------
         ValueError
-            If a part of ``data`` or ``groups`` has another number of rows than X, there are fewer
-            rows (groups) than folds, or test sets of ``cv`` overlap.
+            If a part of ``data`` or ``groups`` has another number of rows than X, ``data`` holds
+            other things than finite numbers, there are fewer rows (groups) than folds, or test
+            sets of ``cv`` overlap one another or their training sets.
         TypeError
             If ``nuisance`` takes no ``sample_weight``.
         """
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         kept = checked_data(data, len(rows))
+        as_tensors(kept)
         codes, seed = checked_groups(groups, len(rows)), seed_of(self.random_state)
-        learner = learner_of(self.nuisance, "none", self.score, seed)
+        learner = learner_of(self.nuisance, "none", self.score, seed, self.cross_fit)
         if not has_fit_parameter(learner.nuisance, "sample_weight"):
             raise TypeError(f"nuisance={self.nuisance!r} takes no sample_weight, which is needed.")
         repetitions = repetitions_of(rows, codes, self.cv, self.n_rep, seed, self.cross_fit)
@@ -331,9 +335,9 @@ class BilevelGradient(BaseEstimator):
                 "tol, or take a smoother nuisance.",
                 ConvergenceWarning,
             )
-        repetition = Repetition(list(splits), np.zeros(len(self._X), dtype=bool), self._seed)
+        folds = Folds(splits, np.zeros(len(self._X), dtype=bool), self._groups, self._seed)
         order = np.argsort(np.concatenate([split.test for split in splits]), kind="stable")
-        some = repetition.rows
+        some = folds.rows
         h, a, J, c = (_joined(told, name)[order] for name in BilevelTold._fields[:4])
         rows, predictions = rows_at(problem.rows, some), torch.from_numpy(h)
         return _Parts(
@@ -343,7 +347,7 @@ class BilevelGradient(BaseEstimator):
             torch.from_numpy(a),
             torch.from_numpy(J),
             torch.from_numpy(c),
-            design_of(repetition, self.score, self._groups),
+            design_of(folds, self.score),
         )
 
 

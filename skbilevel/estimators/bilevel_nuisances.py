@@ -16,8 +16,8 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from skbilevel.estimators.nuisances import Learner, Split, _seeded, varying
-from skbilevel.estimators.nystroem import smoother_of
+from skbilevel.estimators.nuisances import Learner, Split, seeded, varying
+from skbilevel.estimators.nystroem import ridges_of, smoother_of
 from skbilevel.objectives.orthogonal import (
     InnerDerivatives,
     OuterDerivatives,
@@ -80,7 +80,7 @@ class Problem(NamedTuple):
         """
         h = torch.from_numpy(predictions)
         found = inner_derivatives(self.inner, self.omega, h, rows_at(self.rows, some))
-        self._check_inner(found, found.curvature)
+        self._check_inner(h, found, found.curvature)
         return found
 
     def newton_at(self, predictions: np.ndarray, some: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -93,16 +93,22 @@ class Problem(NamedTuple):
         """
         h = torch.from_numpy(predictions)
         u, H = newton_parts(self.inner, self.omega, h, rows_at(self.rows, some))
-        self._check_inner((u, H), H)
+        self._check_inner(h, (u, H), H)
         return u, H
 
-    def _check_inner(self, parts: tuple[Tensor, ...], curvature: Tensor) -> None:
+    def _check_inner(self, h: Tensor, parts: tuple[Tensor, ...], curvature: Tensor) -> None:
         if not all(torch.isfinite(part).all() for part in parts):
-            raise ValueError(f"inner_loss has no finite derivatives at omega={self._point}.")
+            raise ValueError(
+                f"inner_loss has no finite derivatives at omega={self._point} and predictions "
+                f"between {h.min():.3g} and {h.max():.3g}; initial_prediction is where they start."
+            )
         if not (curvature > 0).all():
             raise ValueError(
                 "inner_loss must be strictly convex in the prediction for every row: its second "
-                f"derivative is {float(curvature.min()):.3g} for one at omega={self._point}."
+                f"derivative is {float(curvature.min()):.3g} for one at omega={self._point} and "
+                f"predictions between {h.min():.3g} and {h.max():.3g}. Where predictions run "
+                "away, as with labels that x tells for certain, a stronger ridge of the nuisance "
+                "helps."
             )
 
     def outer_at(self, predictions: np.ndarray, some: np.ndarray) -> OuterDerivatives:
@@ -181,7 +187,7 @@ class WeightedFits:
         if self.learner.is_smoother:
             return self._smooth(targets, weights, varies, ridges, train, test)
         for column in np.flatnonzero(varies):
-            model = _seeded(clone(self.learner.nuisance), self.learner.seed)
+            model = seeded(clone(self.learner.nuisance), self.learner.seed)
             model.fit(self.X[self.split.train], targets[:, column], sample_weight=weights)
             for rows, part in ((train, self.split.train), (test, self.split.test)):
                 rows[:, column] = np.ravel(model.predict(self.X[part]))
@@ -201,7 +207,7 @@ class WeightedFits:
             assert mapped is not None
             self.features = [mapped(self.X[part]) for part in self.split]
         nuisance, known = self.learner.nuisance, None if ridges is None else ridges[varies]
-        settings = nuisance.ridges, nuisance.undersmooth, known
+        settings = ridges_of(nuisance), nuisance.undersmooth, known
         found, shift = smoother_of(self.features[0], targets[:, varies], weights, *settings)
         for rows, z in zip((train, test), self.features, strict=True):
             rows[:, varies] = found.predict(z) + shift

@@ -17,7 +17,6 @@ from skbilevel._sklearn import (
     Interval,
     StrOptions,
     check_is_fitted,
-    column_or_1d,
     fit_method,
     validate_data,
     warn_user,
@@ -28,10 +27,11 @@ from skbilevel.estimators.gradient_result import (
     joint_quantile,
     median_of,
 )
-from skbilevel.estimators.moment_fit import MomentGradient, MomentRoot
+from skbilevel.estimators.moment_fit import MomentGradient, MomentRoot, combined
 from skbilevel.estimators.moment_learning import (
     CORRECTIONS,
-    Repetition,
+    checked_groups,
+    checked_omega,
     learner_of,
     repetitions_of,
     seed_of,
@@ -39,7 +39,7 @@ from skbilevel.estimators.moment_learning import (
 )
 from skbilevel.estimators.moment_problem import SOLVERS, MomentProblem
 from skbilevel.estimators.moment_residual import Residual, as_tensors, checked_data
-from skbilevel.estimators.nuisances import Learner, Split
+from skbilevel.estimators.nuisances import Folds, Learner, Split
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.orthogonal import MOMENT_SCORES
 
@@ -122,7 +122,8 @@ class ConditionalMomentGradient(BaseEstimator):
         much, with the weights s of the smoother. "second_order" estimates it and takes it away,
         for `NystroemRidge`; "disjoint" learns the two from halves that share no row, in both
         orders, for any regressor. "auto" is the first where it can be had, else the second, and
-        none for other scores than the orthogonal one.
+        none for other scores than the orthogonal one and with ``cross_fit=False``. With groups,
+        sums over a group take the place of those of a row.
     score : {"orthogonal", "plug_in", "plug_in_product", "instrument"}, default="orthogonal"
         For comparison: ``rho D`` (functional implicit differentiation), ``rho kappa``, and
         ``kappa r``, which is orthogonal where rho = 0 only.
@@ -155,8 +156,14 @@ class ConditionalMomentGradient(BaseEstimator):
 
     Notes
     -----
-    Where r is linear in omega, which is found out, nuisances are learnt once in each call, for
-    every omega of it. `fit` learns nothing yet: it takes the rows and splits them.
+    Where r is linear in omega, which is found out at some points, nuisances are learnt once in
+    each call, for every omega of it; where it is not, at every omega, and some dozens of times by
+    `solve`, which takes long with forests. `fit` learns nothing yet: it takes the rows and splits
+    them.
+
+    Centers, units and the bandwidth of `NystroemRidge` are chosen once, by all rows; only the
+    bandwidth looks at r and D for that, which is one number of five. A handful of folds is enough:
+    time and memory grow with their number.
 
     References
     ----------
@@ -241,15 +248,19 @@ class ConditionalMomentGradient(BaseEstimator):
         Raises
         ------
         ValueError
-            If a part of ``data`` or ``groups`` has another number of rows than X, there are fewer
-            rows (groups) than folds, test sets of ``cv`` overlap, or ``correction`` does not
-            go with ``nuisance``.
+            If a part of ``data`` or ``groups`` has another number of rows than X, ``data`` holds
+            other things than finite numbers where ``jac=None``, there are fewer rows (groups) than
+            folds, test sets of ``cv`` overlap one another or their training sets, or
+            ``correction`` does not go with ``nuisance``, ``score`` or ``cross_fit``.
         """
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         kept = checked_data(data, len(rows))
+        if self.jac is None or self.jac is False:
+            as_tensors(kept)
         codes = checked_groups(groups, len(rows))
         seed = seed_of(self.random_state)
-        learner = learner_of(self.nuisance, self.correction, self.score, seed)
+        settings = self.correction, self.score, seed, self.cross_fit
+        learner = learner_of(self.nuisance, *settings)
         repetitions = repetitions_of(rows, codes, self.cv, self.n_rep, seed, self.cross_fit)
         self.nuisance_, self.correction_ = learner.nuisance, learner.correction
         self.splits_ = [[tuple(split) for split in each.splits] for each in repetitions]
@@ -280,7 +291,7 @@ class ConditionalMomentGradient(BaseEstimator):
         at = checked_omega(omega)
         each = [rows.gradient() for rows in self._problem().rows(at)]
         self._warn([one.diagnostics_ for one in each], len(at), "the gradient")
-        return median_of(each)
+        return combined(each)
 
     @single_thread()
     def gradient_band(
@@ -344,11 +355,10 @@ class ConditionalMomentGradient(BaseEstimator):
         omega0 : array-like of shape (p,)
             Where to start; where r is linear in omega it says how many parameters there are.
         method : {"newton", "lbfgs"}, default="newton"
-            Where r is not linear: a Newton method for G = 0 (Powell's hybrid, with
-            ``A = E[kappa kappa' + rho d2r/domega2]``, whose second term is estimated by the same
-            score), or descent on F, for which all outputs of a
-            fold share one ridge, so that G is the gradient of F to rounding. Ridges are chosen
-            at omega0, and once more where that has led.
+            Where r is not linear: a Newton method for G = 0 with a trust region, by
+            ``E[kappa kappa']``, or descent on F, for which all outputs of a fold share one ridge,
+            so that G is the gradient of F to rounding. Ridges are chosen at omega0, and once more
+            where that has led. There can be several roots: start where omega may be.
 
         Returns
         -------
@@ -376,9 +386,12 @@ class ConditionalMomentGradient(BaseEstimator):
             raise ValueError(f"method={method!r} must be 'newton' or 'lbfgs'.")
         each = self._problem().roots(start, method)
         if any(one.rank_ < len(start) for one in each):
-            raise ValueError("The Hessian of F is singular: X does not tell all parameters apart.")
+            raise ValueError(
+                "The Hessian of F is singular: X does not tell all parameters apart"
+                f"{self._without_effect(each[0].coef_)}."
+            )
         self._warn([one.diagnostics_ for one in each], len(start), "the estimate")
-        return median_of(each)
+        return combined(each)
 
     @single_thread()
     def confidence_set(self, omegas: ArrayLike, level: float = 0.95) -> np.ndarray:
@@ -387,8 +400,10 @@ class ConditionalMomentGradient(BaseEstimator):
         Where omega is hardly identified, Wald intervals of `solve` are far too short; the set is
         wide then, or without bounds, and far nearer to its level, if below it where r and D are
         strongly correlated: nuisances are made of noise there, and the score is not orthogonal to
-        it. With weak linear instruments ``score="instrument"``, a linear regression as nuisance
-        and ``cross_fit=False`` give the set of Anderson and Rubin, which keeps its level.
+        it. With as many instruments as parameters (a constant counts, if the nuisance has one)
+        ``score="instrument"``, a linear regression as nuisance and ``cross_fit=False`` give the
+        set of Anderson and Rubin, which keeps its level however weak they are; with more
+        instruments it does not.
 
         Parameters
         ----------
@@ -413,7 +428,7 @@ class ConditionalMomentGradient(BaseEstimator):
         data = as_tensors(self._data) if jac is None else self._data
         pairs = zip(self.splits_, self._sides, strict=True)
         repetitions = [
-            Repetition([Split(*split) for split in splits], side, self._seed)
+            Folds([Split(*split) for split in splits], side, self._groups, self._seed)
             for splits, side in pairs
         ]
         return MomentProblem(
@@ -422,36 +437,13 @@ class ConditionalMomentGradient(BaseEstimator):
             Learner(self.nuisance_, self.correction_, self._seed),
             repetitions,
             self.score,
-            self._groups,
         )
+
+    def _without_effect(self, omega: np.ndarray) -> str:
+        D = self._problem().residual.at(omega)[1]
+        unused = [f"omega[{number}]" for number in np.flatnonzero(~D.any(axis=0))]
+        return f", and the residual does not depend on {', '.join(unused)}" if unused else ""
 
     def _warn(self, diagnostics: Sequence[Any], n_parameters: int, what: str) -> None:
         names = [f"omega[{number}]" for number in range(n_parameters)]
         warn_of(diagnostics, names, what, "diagnostics_.r2")
-
-
-def checked_groups(groups: ArrayLike | None, n_rows: int) -> np.ndarray | None:
-    """Codes of groups (n,), or None.
-
-    Raises
-    ------
-    ValueError
-        If there is not one for each row, or all rows are of one group.
-    """
-    if groups is None:
-        return None
-    labels = column_or_1d(groups)
-    if len(labels) != n_rows:
-        raise ValueError(f"groups has {len(labels)} rows and X has {n_rows}.")
-    names, codes = np.unique(labels, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("groups must tell at least two groups apart.")
-    return codes
-
-
-def checked_omega(omega: ArrayLike) -> np.ndarray:
-    """(p,), float64."""
-    point = check_array(omega, dtype=np.float64, ensure_2d=False, input_name="omega")
-    if point.ndim != 1:
-        raise ValueError(f"omega must have the shape (p,), got {point.shape}.")
-    return point

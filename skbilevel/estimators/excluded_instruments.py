@@ -11,17 +11,27 @@ from dataclasses import replace
 import numpy as np
 
 from skbilevel._sklearn import warn_user
-from skbilevel.estimators.moment_learning import Repetition
-from skbilevel.estimators.nuisances import Learner, varying
+from skbilevel.estimators.nuisances import Folds, Learner, varying
 
 # Of the variance that controls leave, the share that instruments should tell.
 _LEAST = 0.01
+# Correlations nearer to 1 are those of one column in two units; what controls tell but for this
+# share of its variance is a function of them.
+_SAME, _TOLD = 1e-10, 0.01
 
 
 def shared_columns(columns: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether each column (n, p) is one of the others (n, q), (p,)."""
-    same = [bool((others == column[:, np.newaxis]).all(axis=0).any()) for column in columns.T]
-    return np.array(same, dtype=bool)
+    """Whether each column (n, p) is one of the others (n, q) in some units, (p,): scaled, moved or
+    rounded to single precision it is still the same."""
+    first, second = _standardised(columns), _standardised(others)
+    same = np.abs(first.T @ second) / len(columns) > 1 - _SAME
+    return same.any(axis=1)
+
+
+def _standardised(columns: np.ndarray) -> np.ndarray:
+    """With mean 0 and variance 1, or 0 where they do not vary."""
+    centred, varies = columns - columns.mean(axis=0), varying(columns)
+    return np.where(varies, centred / np.where(varies, columns.std(axis=0), 1.0), 0.0)
 
 
 def told_beyond_controls(
@@ -30,7 +40,7 @@ def told_beyond_controls(
     features: np.ndarray,
     kappa: np.ndarray,
     learner: Learner,
-    repetition: Repetition,
+    folds: Folds,
 ) -> np.ndarray:
     """Of what controls leave of each feature (n, p), the share that all instruments tell.
 
@@ -40,26 +50,25 @@ def told_beyond_controls(
     controls : ndarray of bool of shape (q,)
         Which of them are regressors as well.
     features : ndarray of shape (n, p)
-        Of the rows that the repetition tells.
+        Of the rows that are told.
     kappa : ndarray of shape (n, p)
         What all instruments tell of them.
     learner : Learner
-    repetition : Repetition
+    folds : Folds
 
     Returns
     -------
     ndarray of shape (p,)
         ``1 - |f - E[f|Z]|^2 / |f - E[f|controls]|^2`` on rows that the models have not seen; NaN
-        for a feature that does not vary, or that controls tell exactly.
+        for a feature that does not vary, or is a function of controls: they tell 99 % of it.
     """
-    rows = repetition.rows
+    rows = folds.rows
     by_controls = np.broadcast_to(features[rows].mean(axis=0), features[rows].shape)
     if controls.any():
         plain = replace(learner, correction="none")
-        known, splits = instruments[:, controls], repetition.splits
-        by_controls = plain.tell(known, features, splits, repetition.side).means[rows]
+        by_controls = plain.tell(instruments[:, controls], features, folds).means[rows]
     left, beyond = (np.square(features[rows] - told).mean(axis=0) for told in (by_controls, kappa))
-    told = varying(features) & (left > 0)
+    told = varying(features) & (left > _TOLD * features[rows].var(axis=0))
     return np.where(told, 1 - beyond / np.where(told, left, 1.0), np.nan)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from scipy.stats import chi2, norm
 from sklearn.utils import check_random_state
+
+from skbilevel.estimators.estimate_table import estimate_table
 
 _N_DRAWS = 2000
 # Rows of scores that are multiplied at once.
@@ -51,8 +53,8 @@ class Estimate:
     """
 
     coef_: np.ndarray
-    cov_: np.ndarray
-    scores_: np.ndarray
+    cov_: np.ndarray = field(repr=False)
+    scores_: np.ndarray = field(repr=False)
 
     @classmethod
     def of(cls, scores: np.ndarray, **others: Any) -> Self:
@@ -92,6 +94,26 @@ class Estimate:
         if joint:
             width = joint_quantile(self.scores_, level, check_random_state(random_state))
         return self.coef_[:, np.newaxis] + width * self.stderr_[:, np.newaxis] * [-1, 1]
+
+    def summary(self, level: float = 0.95) -> str:
+        """A table of the estimate, its standard errors and intervals.
+
+        Parameters
+        ----------
+        level : float, default=0.95
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ValueError
+            If ``level`` is not between 0 and 1.
+        """
+        check_level(level)
+        names = [f"[{number}]" for number in range(len(self.coef_))]
+        return "\n".join(estimate_table(names, self.coef_, self.stderr_, level))
 
 
 @dataclass(frozen=True)
@@ -207,6 +229,23 @@ def joint_normal_quantile(
         return float(norm.ppf((1 + level) / 2))
     draws = rng.standard_normal((_N_DRAWS, len(cov))) @ (root[varies] / stderr[varies, None]).T
     return float(np.quantile(np.abs(draws).max(axis=1), level))
+
+
+def interval_width(
+    rows: np.ndarray, cov: np.ndarray, level: float, joint: bool, random_state: Any
+) -> float:
+    """Standard errors to both sides, of rows (m, p) times a normal estimate with covariance
+    (p, p): for each by itself, or for all at once.
+
+    Raises
+    ------
+    ValueError
+        If ``level`` is no probability.
+    """
+    check_level(level)
+    if joint:
+        return joint_normal_quantile(rows, cov, level, check_random_state(random_state))
+    return float(norm.ppf((1 + level) / 2))
 
 
 def check_level(level: float) -> None:

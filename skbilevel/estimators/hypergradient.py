@@ -63,16 +63,27 @@ class HypergradientTest(GradientResult):
         left that these rows could show."""
         return self.stationarity_test().pvalue >= 1 - self.level
 
-    def summary(self) -> str:
-        """A table in plain text: intervals of each group, and the test of all of them."""
+    def summary(self, level: float | None = None) -> str:
+        """A table in plain text: intervals of each group, and the test of all of them.
+
+        Parameters
+        ----------
+        level : float, default=None
+            Of the intervals; None is that of the test.
+
+        Returns
+        -------
+        str
+        """
+        level = self.level if level is None else level
         names = [str(name) for name in self.groups_]
         width = max(map(len, ["group", *names]))
-        interval = f"{100 * self.level:g} % interval"
+        interval = f"{100 * level:g} % interval"
         lines = [
             f"Derivative of the mean loss of {self.n_val_} rows in the log weight of groups",
             f"{'group':{width}s}{'share':>8s}{'coef':>12s}{'std err':>12s}{interval:>26s}",
         ]
-        columns = (names, self.shares_, self.coef_, self.stderr_, self.conf_int(self.level))
+        columns = (names, self.shares_, self.coef_, self.stderr_, self.conf_int(level))
         for name, share, coef, stderr, (low, high) in zip(*columns, strict=True):
             bounds = f"[{low:.4g}, {high:.4g}]"
             lines.append(f"{name:{width}s}{share:8.3f}{coef:12.4g}{stderr:12.4g}{bounds:>26s}")

@@ -7,12 +7,19 @@ has the scores; this is where they become estimates, covariances and roots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from skbilevel.estimators.gradient_result import Estimate, GradientResult, covariance_of_mean
+from skbilevel.estimators.gradient_result import (
+    Estimate,
+    GradientResult,
+    covariance_of_mean,
+    median_of,
+)
 from skbilevel.estimators.nuisances import Told, varying
 from skbilevel.objectives.orthogonal import (
     MOMENT_SCORES,
@@ -33,7 +40,7 @@ class MomentDiagnostics:
     ----------
     r2 : ndarray of shape (p + 1,)
         Of what is told of r (or y) and of each column of D, on rows that the models have not
-        seen; NaN for a column that does not vary.
+        seen, unless ``cross_fit=False``; NaN for a column that does not vary.
     shift, gap : ndarray of shape (p,)
         How far the correction for shared noise has moved each coordinate, and that in standard
         errors; 0 without one. An estimate less its shift is that of first order (of a root, to
@@ -119,13 +126,15 @@ class Design:
     clusters: np.ndarray | None = None
 
     def of_clusters(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (n, p) as they are, or summed in clusters, with the same mean."""
+        """Scores (n, p) as they are, or their mean and, for each cluster, what its rows deviate by
+        together, in times of an average cluster: the mean is the same, and the covariance of it
+        knows that rows of a cluster are not independent."""
         if self.clusters is None:
             return scores
-        n_clusters = int(self.clusters.max()) + 1
+        n_clusters, mean = int(self.clusters.max()) + 1, scores.mean(axis=0)
         total = np.zeros((n_clusters, scores.shape[1]))
-        np.add.at(total, self.clusters, scores)
-        return total * (n_clusters / len(scores))
+        np.add.at(total, self.clusters, scores - mean)
+        return mean + total * (n_clusters / len(scores))
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,8 @@ class MomentRows:
         size = column_sizes(self.slopes)
         scaled = (hessian + hessian.T) / 2 / size / size[:, np.newaxis]
         values, vectors = np.linalg.eigh(scaled)
+        if np.abs(values[0]) <= len(values) * _ROUNDING * np.finfo(float).eps * values[-1]:
+            return 0.0, 0.0
         v = vectors[:, 0] / size
         told, seen = self.kappa @ v, self.slopes @ v
         of_rows = self.design.of_clusters((told * (2 * seen - told))[:, np.newaxis])
@@ -290,6 +301,26 @@ class LinearMoment:
         """omega where the gradient is 0; of many, the smallest."""
         omega = pseudo_inverse(self.matrix, self.slopes)[0] @ self.vector
         return self.at(omega).root(omega, self.matrix)
+
+
+Estimated = TypeVar("Estimated", MomentGradient, MomentRoot)
+
+
+def combined(estimates: Sequence[Estimated]) -> Estimated:
+    """The median of repetitions, with the medians of their diagnostics, and for roots the mean of
+    their Hessians, the least of their ranks and the sum of their steps."""
+    found = median_of(estimates)
+    if len(estimates) == 1:
+        return found
+    told = [vars(each.diagnostics_) for each in estimates]
+    medians = {name: np.median([each[name] for each in told], axis=0) for name in told[0]}
+    others: dict[str, Any] = {}
+    roots = [each for each in estimates if isinstance(each, MomentRoot)]
+    if roots:
+        others["hessian_"] = np.mean([each.hessian_ for each in roots], axis=0)
+        others["rank_"] = min(each.rank_ for each in roots)
+        others["n_iter_"] = sum(each.n_iter_ for each in roots)
+    return replace(found, diagnostics_=MomentDiagnostics(**medians), **others)
 
 
 def exogenous_moment(

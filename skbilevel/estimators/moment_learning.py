@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import clone
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 
-from skbilevel._sklearn import warn_user
+from skbilevel._sklearn import column_or_1d, warn_user
 from skbilevel.estimators.moment_fit import Design, LinearMoment, MomentDiagnostics
-from skbilevel.estimators.nuisances import Learner, Split, splits_of
+from skbilevel.estimators.nuisances import Folds, Learner, Split, splits_of
 from skbilevel.estimators.nystroem import NystroemRidge
 from skbilevel.numerics.random import draw_seed
+from skbilevel.objectives.orthogonal import PRODUCT_SHARE
 
 CORRECTIONS = ("auto", "none", "second_order", "disjoint")
 # Standard errors by which a correction may move an estimate before it is worth a warning, and
 # those by which the least eigenvalue of A is to be clear of 0.
 _LARGEST_GAP, _CLEAR = 0.5, 2.0
-
-
-@dataclass(frozen=True)
-class Repetition:
-    """One way to split the rows.
-
-    Attributes
-    ----------
-    splits : list of Split
-    side : ndarray of bool of shape (n,)
-        Halves of the training rows.
-    seed : int
-    """
-
-    splits: list[Split]
-    side: np.ndarray
-    seed: int
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Rows that are told, sorted."""
-        return np.sort(np.concatenate([split.test for split in self.splits]))
-
-    @property
-    def folds(self) -> np.ndarray:
-        """Which split tells each of these rows."""
-        which = np.concatenate([np.full(len(s.test), k) for k, s in enumerate(self.splits)])
-        return which[np.argsort(np.concatenate([s.test for s in self.splits]), kind="stable")]
 
 
 def repetitions_of(
@@ -57,7 +30,7 @@ def repetitions_of(
     n_rep: int,
     seed: int,
     cross_fit: bool = True,
-) -> list[Repetition]:
+) -> list[Folds]:
     """Splits of rows X (n, d) with groups (n,), n_rep times.
 
     Raises
@@ -68,35 +41,46 @@ def repetitions_of(
     if n_rep > 1 and not isinstance(cv, int | np.integer):
         raise ValueError(f"n_rep={n_rep} needs cv to be a number of folds, got cv={cv!r}.")
     everything, rng, found = np.arange(len(X)), np.random.RandomState(seed), []
-    codes = everything if groups is None else np.unique(groups, return_inverse=True)[1]
+    codes = everything if groups is None else groups
     for _ in range(n_rep):
         own = int(rng.randint(2**31 - 1))
         splits = splits_of(cv, X, groups, own) if cross_fit else [Split(everything, everything)]
-        # Halves of each group of rows, or of rows, as even as can be.
+        # Halves of the groups of rows, or of rows, as even as can be.
         order = rng.permutation(codes.max() + 1)
-        found.append(Repetition(splits, (order % 2 == 0)[codes], own))
+        found.append(Folds(splits, (order % 2 == 0)[codes], groups, own))
     return found
 
 
-def learner_of(nuisance: Any, correction: str, score: str, seed: int) -> Learner:
+def learner_of(
+    nuisance: Any, correction: str, score: str, seed: int, cross_fit: bool = True
+) -> Learner:
     """Who tells, with the correction that goes with him.
 
     Raises
     ------
     ValueError
-        If ``correction="second_order"`` goes with a regressor whose weights are not known.
+        If ``correction`` goes with a score that has no product of nuisances, with nuisances that
+        have seen the rows which they tell, or is "second_order" of a regressor whose weights are
+        not known.
     """
     nuisance = NystroemRidge() if nuisance is None else clone(nuisance)
     knows = isinstance(nuisance, NystroemRidge)
+    has_product = bool(PRODUCT_SHARE.get(score))
+    if correction == "auto":
+        correction = "none"
+        if score == "orthogonal" and cross_fit:
+            correction = "second_order" if knows else "disjoint"
+    if correction != "none" and not (has_product and cross_fit):
+        which = "cross_fit=False" if has_product else f"score={score!r}"
+        raise ValueError(
+            f"correction={correction!r} is for products of nuisances that have not seen the row, "
+            f"and says nothing of {which}: use 'none' or 'auto'."
+        )
     if correction == "second_order" and not knows:
         raise ValueError(
             f"correction='second_order' needs the weights of nuisance={nuisance!r}, which only "
             "NystroemRidge tells: use 'disjoint' for other regressors."
         )
-    if correction == "auto":
-        correction = "none"
-        if score == "orthogonal":
-            correction = "second_order" if knows else "disjoint"
     return Learner(nuisance, correction, seed)
 
 
@@ -105,36 +89,28 @@ def linear_moments_of(
     y: np.ndarray,
     slopes: np.ndarray,
     learner: Learner,
-    repetitions: Sequence[Repetition],
+    repetitions: Sequence[Folds],
     score: str,
-    groups: np.ndarray | None,
     known: np.ndarray | None = None,
 ) -> list[LinearMoment]:
     """Of r = D'omega - y given X, (n, d), once for each repetition, with a part of D that X
     tells."""
     outputs = np.column_stack([y, slopes if known is None else slopes - known])
-    features, found = learner.prepared(X, outputs), []
-    for each in repetitions:
-        told = learner.tell(X, outputs, each.splits, each.side, features)
-        rows = each.rows
-        found.append(
-            LinearMoment.of(
-                y[rows],
-                slopes[rows],
-                told.at(rows),
-                design_of(each, score, groups),
-                None if known is None else known[rows],
-            )
-        )
+    features, found = learner.prepared(X, outputs, repetitions[0].groups), []
+    for folds in repetitions:
+        told = learner.tell(X, outputs, folds, learner.rows(X, features, folds))
+        rows = folds.rows
+        parts = y[rows], slopes[rows], told.at(rows), design_of(folds, score)
+        found.append(LinearMoment.of(*parts, None if known is None else known[rows]))
     return found
 
 
-def design_of(repetition: Repetition, score: str, groups: np.ndarray | None) -> Design:
-    """Of the rows that a repetition tells."""
+def design_of(folds: Folds, score: str) -> Design:
+    """Of the rows that are told."""
     clusters = None
-    if groups is not None:
-        clusters = np.unique(groups[repetition.rows], return_inverse=True)[1]
-    return Design(score, repetition.folds, clusters)
+    if folds.groups is not None:
+        clusters = np.unique(folds.groups[folds.rows], return_inverse=True)[1]
+    return Design(score, folds.which, clusters)
 
 
 def nuisance_scores(
@@ -147,10 +123,12 @@ def nuisance_scores(
 
 
 def strength(diagnostics: Sequence[MomentDiagnostics]) -> float:
-    """Smallest eigenvalue of A over its standard error: the median over repetitions."""
-    with np.errstate(divide="ignore"):
-        ratios = [np.divide(d.least_eigenvalue, d.least_eigenvalue_stderr) for d in diagnostics]
-    return float(np.median(ratios))
+    """Smallest eigenvalue of A over its standard error: the median over repetitions; 0 where both
+    are 0."""
+    pairs = [(each.least_eigenvalue, each.least_eigenvalue_stderr) for each in diagnostics]
+    least, stderr = np.transpose(pairs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.median(np.where(least == 0, 0.0, least / stderr)))
 
 
 def warn_of(
@@ -163,12 +141,11 @@ def warn_of(
         warn_user(
             f"The correction for what nuisances share moves {what} of {names[worst]!r} by "
             f"{gap[worst]:.1f} standard errors: nuisances are told too roughly for intervals to "
-            f"be sure. More rows help, or a nuisance that fits better ({scores} has its R2), or "
-            "for NystroemRidge a smaller undersmooth."
+            f"be sure. More rows help, or a nuisance that fits better ({scores} has its R2)."
         )
     if (clear := strength(diagnostics)) < _CLEAR:
         warn_user(
-            f"The smallest eigenvalue of the Hessian is {clear:.1f} standard errors above 0: some "
+            f"The smallest eigenvalue of the Hessian is {clear:.1f} of its standard errors: some "
             "combination of parameters is hardly identified by what is conditioned on, and "
             "intervals can be far too short. confidence_set of ConditionalMomentGradient is "
             "nearer to its level there."
@@ -178,3 +155,38 @@ def warn_of(
 def seed_of(random_state: Any) -> int:
     """A seed for folds and nuisances, drawn once, in the range that NumPy takes."""
     return int(draw_seed(check_random_state(random_state)) % 2**32)
+
+
+def checked_groups(groups: ArrayLike | None, n_rows: int) -> np.ndarray | None:
+    """Codes of groups (n,), or None.
+
+    Raises
+    ------
+    ValueError
+        If there is not one for each row, or all rows are of one group.
+    """
+    if groups is None:
+        return None
+    labels = column_or_1d(groups)
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError("groups contains NaN.")
+    if len(labels) != n_rows:
+        raise ValueError(f"groups has {len(labels)} rows and X has {n_rows}.")
+    names, codes = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("groups must tell at least two groups apart.")
+    return codes
+
+
+def checked_omega(omega: ArrayLike) -> np.ndarray:
+    """(p,), float64.
+
+    Raises
+    ------
+    ValueError
+        If it is no vector of finite numbers.
+    """
+    point = check_array(omega, dtype=np.float64, ensure_2d=False, input_name="omega")
+    if point.ndim != 1:
+        raise ValueError(f"omega must have the shape (p,), got {point.shape}.")
+    return point

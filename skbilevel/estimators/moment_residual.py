@@ -17,6 +17,10 @@ _STEP = 6e-6
 _EQUAL = 1e-9
 
 
+class NotFiniteError(ValueError):
+    """A residual, or its derivative, that is not finite at some omega."""
+
+
 @dataclass(frozen=True)
 class Residual:
     """r of rows, and D = dr / domega.
@@ -56,7 +60,7 @@ class Residual:
                     f"{found.shape}."
                 )
             if not np.isfinite(found).all():
-                raise ValueError(f"{name} is not finite at omega={omega.tolist()}.")
+                raise NotFiniteError(f"{name} is not finite at omega={omega.tolist()}.")
         return r, D
 
     def curvatures(self, omega: np.ndarray) -> np.ndarray:
@@ -70,22 +74,30 @@ class Residual:
             columns.append((ahead - behind)[:, number:] / (2 * step))
         return np.hstack(columns)
 
-    def is_linear(self, omega: np.ndarray) -> bool:
-        """Whether D is the same where every parameter is larger by 1 + its size.
+    def is_linear(self, omegas: np.ndarray) -> bool:
+        """Whether D is the same at all of the omegas (m, p) and at some around the first, and r
+        is the line that it says.
 
         Raises
         ------
         ValueError, TypeError
-            As `at` does.
+            As `at` does, at the first.
         """
-        moved = omega + 1 + np.abs(omega)
-        (r, D), (other_r, other_D) = self.at(omega), self._raw(moved)
-        if D.shape != other_D.shape or not np.isfinite(other_D).all():
+        first = omegas[0]
+        r, D = self.at(first)
+        around = first + (1 + np.abs(first)) * _directions(len(first))
+        return all(self._is_on_line(r, D, first, other) for other in [*omegas[1:], *around])
+
+    def _is_on_line(
+        self, r: np.ndarray, D: np.ndarray, omega: np.ndarray, other: np.ndarray
+    ) -> bool:
+        there, slopes = self._raw(other)
+        if slopes.shape != D.shape or not np.isfinite(slopes).all():
             return False
-        scale = np.abs(D).max(initial=0.0)
-        along = np.abs(other_r - r - D @ (moved - omega)).max(initial=0.0)
-        size = max(np.abs(other_r).max(initial=0.0), np.abs(r).max(initial=0.0))
-        return bool(np.abs(other_D - D).max() <= _EQUAL * scale and along <= _EQUAL * size)
+        off = np.abs(there - r - D @ (other - omega)).max(initial=0.0)
+        size = max(np.abs(there).max(initial=0.0), np.abs(r).max(initial=0.0))
+        turned = np.abs(slopes - D).max(initial=0.0)
+        return bool(turned <= _EQUAL * np.abs(D).max(initial=0.0) and off <= _EQUAL * size)
 
     def _raw(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.jac is None:
@@ -101,16 +113,37 @@ class Residual:
 
     def _by_torch(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         given = torch.tensor(omega, requires_grad=True)
-        r = self.function(given, self.data)
+        try:
+            r = self.function(given, self.data)
+        except (RuntimeError, TypeError) as error:
+            if "numpy" not in str(error).lower():
+                raise
+            raise TypeError(
+                "residual must be written in torch where jac=None, of which the derivative is "
+                "taken: give jac for a residual of NumPy arrays."
+            ) from error
         if not isinstance(r, torch.Tensor):
             raise TypeError(
                 "residual must return a torch tensor where jac=None, of which the derivative is "
                 f"taken; got {type(r).__name__}. Give jac for a residual of NumPy arrays."
             )
-        if r.shape != (self.n_rows,) or not r.requires_grad:
+        if not r.requires_grad:
+            raise ValueError(
+                "residual gives a tensor that does not depend on omega: it must be computed from "
+                "it by torch, without detach."
+            )
+        if r.shape != (self.n_rows,):
             return r.detach().double().numpy(), np.zeros((self.n_rows, len(omega)))
         D = row_jacobian(r, given)
         return r.detach().double().numpy(), D.double().numpy()
+
+
+def _directions(n_parameters: int) -> np.ndarray:
+    """Steps (4, p) that differ in each coordinate, to both sides: a function of differences of
+    parameters, or with a kink where one is 0, bends along some of them."""
+    steps = np.random.RandomState(0).uniform(0.3, 1.7, (2, n_parameters))
+    signs = np.where(np.arange(n_parameters) % 2, -1.0, 1.0)
+    return np.vstack([steps * signs, -steps])
 
 
 def checked_data(data: Any, n_rows: int) -> Any:
@@ -158,5 +191,7 @@ def _tensor(part: Any, name: str) -> torch.Tensor:
     try:
         array = np.array(part, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must hold numbers where jac=None, for torch.") from error
+        raise ValueError(f"{name} must hold numbers, for torch.") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} contains NaN or infinity.")
     return torch.from_numpy(array)

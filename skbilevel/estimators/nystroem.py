@@ -19,6 +19,7 @@ from skbilevel._sklearn import (
     check_sample_weight,
     fit_method,
     validate_data,
+    warn_user,
 )
 from skbilevel.estimators.smoother import (
     RIDGES,
@@ -28,12 +29,17 @@ from skbilevel.estimators.smoother import (
     Products,
     Smoother,
     fitted_smoother,
+    held_out_errors,
     least_errors,
     with_ridges,
 )
 
+# Weights that are less on average look like shares.
+_LEAST_COUNT = 0.1
 # Bandwidths to choose from, in root mean squared distances from the mean, and the rows that judge.
 _BANDWIDTHS, _N_JUDGES = (0.25, 0.5, 1.0, 2.0, 4.0), 1000
+# Parts that are left out in turn where rows come in groups.
+_N_PARTS = 5
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,10 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     centers : array-like of shape (n_centers, n_features), default=None
         Centers of your own, in the units of X, instead.
     bandwidth : float, array-like of shape (n_features,) or "auto", default="auto"
-        h of the kernel ``exp(-|x - c|^2 / (2 h^2))``, in standard deviations of the columns unless
-        ``standardize=False``. With "auto" it is the multiple (1/4, 1/2, 1, 2 or 4) of the square
-        root of the number of columns whose generalised cross-validation error is least, in the
-        geometric mean over outputs, on at most 1000 rows.
+        h of the kernel ``exp(-|x - c|^2 / (2 h^2))``, in standard deviations of the columns
+        unless ``standardize=False``. With "auto" it is the multiple (1/4, 1/2, 1, 2 or 4) of the
+        root mean squared distance of rows from their mean whose generalised cross-validation
+        error is least, in the geometric mean over outputs, on at most 1000 rows.
     ridge : float, sequence of float or "auto", default="auto"
         lambda; of several, the one with the least generalised cross-validation error,
         ``n |y - y_hat|^2 / (n - df)^2``, for each output [2]_. "auto" is 15 numbers from 1e-7
@@ -164,7 +170,7 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X : array-like of shape (n_samples, n_features)
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like of shape (n_samples,), default=None
-            How often each row counts.
+            How often each row counts: their sum is the number of rows by which ridges are chosen.
 
         Returns
         -------
@@ -176,10 +182,11 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         counts = np.ones(len(rows))
         if sample_weight is not None:
             counts = check_sample_weight(sample_weight, rows)
+            _warn_of_shares(counts)
         Y, occurs = outputs.reshape(len(rows), -1).astype(np.float64), counts > 0
         sample = rows[occurs], Y[occurs], counts[occurs]
-        features = self.feature_map(*sample, check_random_state(self.random_state))
-        z, settings = features(sample[0]), (self.ridges, self.undersmooth)
+        features = feature_map(self, *sample, check_random_state(self.random_state))
+        z, settings = features(sample[0]), (ridges_of(self), self.undersmooth)
         found, shift = smoother_of(z, *sample[1:], *settings)
         self.centers_ = features.kernel.centres * features.scale + features.center
         self.bandwidth_ = features.kernel.bandwidth
@@ -209,56 +216,73 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         outputs = constant + FeatureMap(center, scale, kernel)(rows) @ slopes
         return outputs[:, 0] if self._is_vector else outputs
 
-    @property
-    def ridges(self) -> Sequence[float]:
-        """To choose from.
 
-        Raises
-        ------
-        ValueError
-            If one is not positive.
-        """
-        if isinstance(self.ridge, str):
-            return RIDGES
-        each = np.atleast_1d(np.asarray(self.ridge, dtype=float))
-        if not (each > 0).all():
-            raise ValueError(f"ridge={self.ridge!r} must be positive.")
-        return tuple(each)
+def ridges_of(model: NystroemRidge) -> Sequence[float]:
+    """Those that it chooses from.
 
-    def feature_map(
-        self, X: np.ndarray, Y: np.ndarray, counts: np.ndarray, rng: np.random.RandomState
-    ) -> FeatureMap:
-        """Features for rows (n, d) that occur so many times (n,), with the bandwidth that suits
-        outputs (n, k).
+    Raises
+    ------
+    ValueError
+        If one is not positive.
+    """
+    if isinstance(model.ridge, str):
+        return RIDGES
+    each = np.atleast_1d(np.asarray(model.ridge, dtype=float))
+    if not (each > 0).all():
+        raise ValueError(f"ridge={model.ridge!r} must be positive.")
+    return tuple(each)
 
-        Raises
-        ------
-        ValueError
-            If ``centers`` or ``bandwidth`` does not fit the columns of X.
-        """
-        center, scale = _units(X, counts, self.standardize)
-        bandwidth: Any = self.bandwidth
-        if not isinstance(bandwidth, str) and np.ndim(bandwidth):
-            scale, bandwidth = scale * _checked_bandwidths(bandwidth, X.shape[1]), 1.0
-        centres = (self._centres(X, rng) - center) / scale
-        if not isinstance(bandwidth, str):
-            return FeatureMap(center, scale, KernelFeatures.of(centres, float(bandwidth)))
-        some = _sample(len(X), _N_JUDGES, rng)
-        rows, outputs, counts = (X[some] - center) / scale, Y[some], counts[some]
-        gaps = np.square(rows - np.average(rows, axis=0, weights=counts)).sum(axis=1)
-        spread = float(np.sqrt(np.average(gaps, weights=counts))) or 1.0
-        kernels = [KernelFeatures.of(centres, times * spread) for times in _BANDWIDTHS]
-        errors = [_error(kernel(rows), outputs, counts, self.ridges) for kernel in kernels]
-        return FeatureMap(center, scale, kernels[int(np.argmin(errors))])
 
-    def _centres(self, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-        if self.centers is None:
-            distinct = np.unique(X, axis=0)
-            return distinct[_sample(len(distinct), self.n_centers, rng)]
-        centres = check_array(self.centers, dtype=np.float64, input_name="centers")
-        if centres.shape[1] != X.shape[1]:
-            raise ValueError(f"centers has {centres.shape[1]} columns and X has {X.shape[1]}.")
-        return centres
+def feature_map(
+    model: NystroemRidge,
+    X: np.ndarray,
+    Y: np.ndarray,
+    counts: np.ndarray,
+    rng: np.random.RandomState,
+    groups: np.ndarray | None = None,
+) -> FeatureMap:
+    """Features of its kind for rows (n, d) that occur so many times (n,), with the bandwidth that
+    suits outputs (n, k); with groups (n,), on rows of other groups.
+
+    Raises
+    ------
+    ValueError
+        If ``centers`` or ``bandwidth`` does not fit the columns of X.
+    """
+    center, scale = _units(X, counts, model.standardize)
+    bandwidth: Any = model.bandwidth
+    if not isinstance(bandwidth, str) and np.ndim(bandwidth):
+        scale, bandwidth = scale * _checked_bandwidths(bandwidth, X.shape[1]), 1.0
+    centres = (_centres(model, X, rng) - center) / scale
+    if not isinstance(bandwidth, str):
+        return FeatureMap(center, scale, KernelFeatures.of(centres, float(bandwidth)))
+    some = _sample(len(X), _N_JUDGES, rng)
+    rows, outputs, counts = (X[some] - center) / scale, Y[some], counts[some]
+    gaps = np.square(rows - np.average(rows, axis=0, weights=counts)).sum(axis=1)
+    spread = float(np.sqrt(np.average(gaps, weights=counts))) or 1.0
+    kernels = [KernelFeatures.of(centres, times * spread) for times in _BANDWIDTHS]
+    parts = None if groups is None else _parts(groups[some], rng)
+    errors = [_error(kernel(rows), outputs, counts, ridges_of(model), parts) for kernel in kernels]
+    return FeatureMap(center, scale, kernels[int(np.argmin(errors))])
+
+
+def _centres(model: NystroemRidge, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    if model.centers is None:
+        distinct = np.unique(X, axis=0)
+        return distinct[_sample(len(distinct), model.n_centers, rng)]
+    centres = check_array(model.centers, dtype=np.float64, input_name="centers")
+    if centres.shape[1] != X.shape[1]:
+        raise ValueError(f"centers has {centres.shape[1]} columns and X has {X.shape[1]}.")
+    return centres
+
+
+def _warn_of_shares(counts: np.ndarray) -> None:
+    if counts.mean() < _LEAST_COUNT:
+        warn_user(
+            f"sample_weight sums to {counts.sum():.3g} for {len(counts)} rows. Weights say how "
+            "often a row occurs: so few say next to nothing, and the ridge will be strong. "
+            "Multiply shares by the number of rows."
+        )
 
 
 def smoother_of(
@@ -306,13 +330,31 @@ def _sample(n_rows: int, n_wanted: int, rng: np.random.RandomState) -> np.ndarra
     return np.sort(rng.choice(n_rows, n_wanted, replace=False))
 
 
+def _parts(groups: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """One of five for each row (n,), the same for rows of a group; fewer of fewer groups."""
+    names, codes = np.unique(groups, return_inverse=True)
+    return (rng.permutation(len(names)) % min(_N_PARTS, len(names)))[codes]
+
+
 def _error(
-    features: np.ndarray, Y: np.ndarray, counts: np.ndarray, ridges: Sequence[float]
+    features: np.ndarray,
+    Y: np.ndarray,
+    counts: np.ndarray,
+    ridges: Sequence[float],
+    parts: np.ndarray | None,
 ) -> float:
-    """Sum over outputs that vary of the logarithm of the least error of any ridge."""
+    """Sum over outputs that vary of the logarithm of the least error of any ridge: generalised
+    cross-validation, or on parts that are left out."""
     centred = Y - np.average(Y, axis=0, weights=counts)
     varies = np.abs(centred).max(axis=0) > 0
-    axes = Axes.of(Gram.of(features, counts))
-    products = Products.of(features, centred[:, varies], counts)
-    least = least_errors(axes, products, ridges)
+    if parts is None or parts.max() == 0:
+        products = Products.of(features, centred[:, varies], counts)
+        least = least_errors(Axes.of(Gram.of(features, counts)), products, ridges)
+    else:
+        members = [parts == part for part in range(parts.max() + 1)]
+        grams = [Gram.of(features[some], counts[some]) for some in members]
+        of_parts = [
+            Products.of(features[some], centred[some][:, varies], counts[some]) for some in members
+        ]
+        least = held_out_errors(grams, of_parts, ridges).min(axis=0)
     return float(np.log(np.maximum(least, np.finfo(float).tiny)).sum())

@@ -22,18 +22,20 @@ from skbilevel._sklearn import (
     column_or_1d,
     fit_method,
     validate_data,
+    warn_user,
 )
-from skbilevel.estimators.conditional_moment import checked_groups
 from skbilevel.estimators.estimate_table import estimate_table
 from skbilevel.estimators.gradient_result import (
     Estimate,
     check_level,
     covariance_of_mean,
+    interval_width,
     median_of,
 )
-from skbilevel.estimators.moment_fit import Design, MomentRoot
+from skbilevel.estimators.moment_fit import Design, MomentRoot, combined
 from skbilevel.estimators.moment_learning import (
     CORRECTIONS,
+    checked_groups,
     learner_of,
     linear_moments_of,
     nuisance_scores,
@@ -44,6 +46,9 @@ from skbilevel.estimators.moment_learning import (
 )
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.orthogonal import MOMENT_SCORES
+
+# Actions that an error lists.
+_FEW = 10
 
 
 class OrthogonalFQE(BaseEstimator):
@@ -65,7 +70,8 @@ class OrthogonalFQE(BaseEstimator):
     policy : callable or array-like of shape (n_actions,)
         ``policy(states) -> (n, n_actions)``, probabilities of the actions in the order of
         ``actions_``; or the same probabilities in every state. With ``policy_kind="actions"``,
-        ``policy(states) -> actions``, like those that `fit` gets.
+        ``policy(states) -> actions``, like those that `fit` gets: labels, where these are text or
+        booleans, or numbers.
     gamma : float, default=0.99
         Discount, from 0 to 1; the latter only where episodes end.
     features : callable, default=None
@@ -86,6 +92,8 @@ class OrthogonalFQE(BaseEstimator):
         For noise that nuisances share; see `ConditionalMomentGradient`.
     score : {"orthogonal", "plug_in", "plug_in_product", "instrument"}, default="orthogonal"
         See `ConditionalMomentGradient`.
+    cross_fit : bool, default=True
+        False: nuisances are learnt from the transitions that they tell. For comparison.
     random_state : int, RandomState instance or None, default=None
 
     Attributes
@@ -99,7 +107,7 @@ class OrthogonalFQE(BaseEstimator):
     stderr_ : ndarray of shape (p,)
     cov_ : ndarray of shape (p, p)
     actions_ : ndarray of shape (n_actions,) or None
-        Sorted, with ``policy_kind="probabilities"``.
+        Sorted labels; None where actions are numbers, with ``policy_kind="actions"``.
     nuisance_scores_ : dict of str to float
         R2 of what is told of the reward and of each feature of what comes next, on transitions
         that the models have not seen.
@@ -156,6 +164,7 @@ class OrthogonalFQE(BaseEstimator):
         "n_rep": [Interval(Integral, 1, None, closed="left")],
         "correction": [StrOptions(set(CORRECTIONS))],
         "score": [StrOptions(set(MOMENT_SCORES))],
+        "cross_fit": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -171,6 +180,7 @@ class OrthogonalFQE(BaseEstimator):
         n_rep: int = 1,
         correction: str = "auto",
         score: str = "orthogonal",
+        cross_fit: bool = True,
         random_state: Any = None,
     ) -> None:
         self.policy = policy
@@ -182,6 +192,7 @@ class OrthogonalFQE(BaseEstimator):
         self.n_rep = n_rep
         self.correction = correction
         self.score = score
+        self.cross_fit = cross_fit
         self.random_state = random_state
 
     @fit_method
@@ -212,7 +223,8 @@ class OrthogonalFQE(BaseEstimator):
         done : array-like of bool of shape (n_samples,), default=None
             Whether the episode ended with this transition; None is nowhere.
         initial_states : array-like of shape (m, n_features), default=None
-            A sample of the states that the value is the mean over; None is the rows of S.
+            A sample of the states that the value is the mean over; None is the rows of S that
+            ``cv`` tells.
         groups : array-like of shape (n_samples,), default=None
             Episodes, or other transitions that are not independent: they are told together, and
             standard errors are of sums over them.
@@ -236,7 +248,9 @@ class OrthogonalFQE(BaseEstimator):
         states = validate_data(self, S, dtype=np.float64, ensure_min_samples=2)
         following = self._states(S_next, "S_next")
         rewards = column_or_1d(check_array(R, ensure_2d=False, dtype=np.float64, input_name="R"))
+        self.actions_ = None
         taken = self._actions(A)
+        self._action_shape = taken.shape[1:]
         going = 1.0 - _flags(done, len(states))
         for name, part in {"A": taken, "R": rewards, "S_next": following, "done": going}.items():
             if len(part) != len(states):
@@ -245,23 +259,23 @@ class OrthogonalFQE(BaseEstimator):
             states if initial_states is None else self._states(initial_states, "initial_states")
         )
         codes, seed = checked_groups(groups, len(states)), seed_of(self.random_state)
-        learner = learner_of(self.nuisance, self.correction, self.score, seed)
+        settings = self.correction, self.score, seed, self.cross_fit
+        learner = learner_of(self.nuisance, *settings)
         self.correction_ = learner.correction
-        self.actions_ = np.unique(taken) if self.policy_kind == "probabilities" else None
+        self.actions_ = np.unique(taken) if self._has_labels(A) else None
         psi = self._psi(states, taken)
         slopes = psi - self.gamma * going[:, np.newaxis] * self._under_policy(following)
         X = np.column_stack([states, self._action_columns(taken)])
-        repetitions = repetitions_of(X, codes, self.cv, self.n_rep, seed)
-        moments = linear_moments_of(
-            X, rewards, slopes, learner, repetitions, self.score, codes, psi
-        )
-        roots, of_start = [moment.root() for moment in moments], self._under_policy(start)
-        told = [each.rows if initial_states is None else None for each in repetitions]
-        parts = list(zip(roots, told, moments, strict=True))
+        repetitions = repetitions_of(X, codes, self.cv, self.n_rep, seed, self.cross_fit)
+        moments = linear_moments_of(X, rewards, slopes, learner, repetitions, self.score, psi)
+        of_start = self._under_policy(start)
         self._store(
-            roots,
-            [_value(root, of_start, rows, moment.design) for root, rows, moment in parts],
-            [float(of_start.mean(axis=0) @ root.diagnostics_.shift) for root in roots],
+            [moment.root() for moment in moments],
+            of_start,
+            [
+                (each.rows if initial_states is None else None, moment.design)
+                for each, moment in zip(repetitions, moments, strict=True)
+            ],
         )
         return self
 
@@ -285,6 +299,27 @@ class OrthogonalFQE(BaseEstimator):
         taken = self._actions(A)
         check_consistent_length(states, taken)
         return self._psi(states, taken) @ self.coef_
+
+    def conf_int(
+        self, level: float = 0.95, *, joint: bool = False, random_state: Any = None
+    ) -> np.ndarray:
+        """Wald intervals of ``coef_``.
+
+        Parameters
+        ----------
+        level : float, default=0.95
+        joint : bool, default=False
+            Intervals that hold at once for all coefficients.
+        random_state : int, RandomState instance or None, default=None
+            Draws what joint intervals are computed from.
+
+        Returns
+        -------
+        ndarray of shape (p, 2)
+        """
+        check_is_fitted(self)
+        width = interval_width(np.eye(len(self.coef_)), self.cov_, level, joint, random_state)
+        return self.coef_[:, np.newaxis] + width * self.stderr_[:, np.newaxis] * [-1, 1]
 
     def value_interval(self, level: float = 0.95) -> np.ndarray:
         """Wald interval of the value of the policy.
@@ -330,34 +365,59 @@ class OrthogonalFQE(BaseEstimator):
     def _store(
         self,
         roots: list[MomentRoot],
-        values: list[Estimate],
-        shifts: list[float],
+        of_start: np.ndarray,
+        told: list[tuple[np.ndarray | None, Design]],
     ) -> None:
-        found, value = median_of(roots), median_of(values)
+        found, values, gaps = combined(roots), [], []
+        for root, (rows, design) in zip(roots, told, strict=True):
+            values.append(_value(root, of_start, rows, design))
+            along = (of_start if rows is None else of_start[rows]).mean(axis=0)
+            moved = abs(float(along @ root.diagnostics_.shift))
+            gaps.append(moved / values[-1].stderr_[0] if moved else 0.0)
+        value = median_of(values)
         self.coef_, self.stderr_, self.cov_ = found.coef_, found.stderr_, found.cov_
         self.value_, self.value_stderr_ = float(value.coef_[0]), float(value.stderr_[0])
-        told = [root.diagnostics_ for root in roots]
-        self.nuisance_scores_ = nuisance_scores(told, ["R", *_names(len(found.coef_))])
-        self.hessian_strength_ = strength(told)
-        gaps = [abs(s) / e.stderr_[0] for s, e in zip(shifts, values, strict=True)]
+        diagnostics = found.diagnostics_
+        self.nuisance_scores_ = nuisance_scores([diagnostics], ["R", *_names(len(found.coef_))])
+        self.hessian_strength_ = strength([diagnostics])
         self.correction_gap_ = float(np.median(gaps))
-        of_value = [replace(d, gap=np.array([g])) for d, g in zip(told, gaps, strict=True)]
-        warn_of(of_value, ["policy"], "the value", "nuisance_scores_")
+        if found.rank_ < len(found.coef_):
+            warn_user(
+                "Some combination of coefficients cannot be told from these transitions at all, "
+                "as where gamma=1 and no episode ends: of these the smallest are taken, and the "
+                "value need not mean anything."
+            )
+            return
+        of_value = replace(diagnostics, gap=np.array([self.correction_gap_]))
+        warn_of([of_value], ["policy"], "the value", "nuisance_scores_")
 
     def _states(self, S: ArrayLike, name: str) -> np.ndarray:
         states = check_array(S, dtype=np.float64, input_name=name)
+        names, known = getattr(S, "columns", ()), getattr(self, "feature_names_in_", ())
+        if list(names) != list(known) and set(names) == set(known):
+            raise ValueError(f"{name} has the columns of S in another order: {list(names)}.")
         if states.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"{name} has {states.shape[1]} columns and S has {self.n_features_in_}."
             )
         return states
 
-    def _actions(self, A: ArrayLike) -> np.ndarray:
+    def _actions(self, A: ArrayLike, name: str = "A") -> np.ndarray:
         """Labels (n,), or columns of numbers (n, k)."""
-        if self.policy_kind == "probabilities":
-            return column_or_1d(A)
-        taken = check_array(A, dtype=np.float64, ensure_2d=False, input_name="A")
-        return taken.reshape(len(taken), -1)
+        if not self._has_labels(A):
+            taken = check_array(A, dtype=np.float64, ensure_2d=False, input_name=name)
+            return taken.reshape(len(taken), -1)
+        labels = column_or_1d(A)
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise ValueError(f"{name} contains NaN or infinity.")
+        known = getattr(self, "actions_", None)
+        if known is not None and not np.isin(labels, known).all():
+            other = np.unique(labels[~np.isin(labels, known)]).tolist()
+            raise ValueError(f"{name} has actions {_few(other)}; those of fit are {_few(known)}.")
+        return labels
+
+    def _has_labels(self, A: ArrayLike) -> bool:
+        return self.policy_kind == "probabilities" or np.asarray(A).dtype.kind in "OUSTb"
 
     def _action_columns(self, taken: np.ndarray) -> np.ndarray:
         """Of what nuisances see: an indicator of each action but the first, or numbers."""
@@ -378,7 +438,7 @@ class OrthogonalFQE(BaseEstimator):
     def _under_policy(self, states: np.ndarray) -> np.ndarray:
         """psi_pi(s), (n, p)."""
         if self.actions_ is None:
-            return self._psi(states, self._actions(self._policy_at(states)))
+            return self._psi(states, self._chosen(states))
         shares = self._probabilities(states)
         total = 0.0
         for action, share in zip(self.actions_, shares.T, strict=True):
@@ -386,23 +446,33 @@ class OrthogonalFQE(BaseEstimator):
             total = total + share[:, np.newaxis] * psi
         return np.asarray(total)
 
-    def _policy_at(self, states: np.ndarray) -> Any:
+    def _chosen(self, states: np.ndarray) -> np.ndarray:
+        """Actions of a policy that gives one, like those of fit."""
         if not callable(self.policy):
             raise ValueError("policy_kind='actions' needs policy to be a function of states.")
-        return self.policy(states)
+        actions = self._actions(self.policy(states), "policy(states)")
+        expected = (len(states), *self._action_shape)
+        if actions.shape != expected:
+            raise ValueError(
+                f"policy gave actions of shape {actions.shape}, and {expected} is needed."
+            )
+        return actions
 
     def _probabilities(self, states: np.ndarray) -> np.ndarray:
         """Of the actions in each state, (n, n_actions)."""
+        actions = np.asarray(self.actions_)
+        if self.policy_kind == "actions":
+            return (self._chosen(states)[:, np.newaxis] == actions).astype(np.float64)
         given = self.policy(states) if callable(self.policy) else self.policy
         shares = np.asarray(given, dtype=np.float64)
         if shares.ndim == 1 and not callable(self.policy):
             shares = np.broadcast_to(shares, (len(states), len(shares)))
-        actions = np.asarray(self.actions_)
         expected = (len(states), len(actions))
         if shares.shape != expected:
             raise ValueError(
                 f"policy gave probabilities of shape {shares.shape}, and {expected} is needed: "
-                f"one for each of the actions {actions.tolist()} that occur in A."
+                f"one for each of the actions {_few(actions)} that occur in A. If actions are "
+                "numbers of a kind, policy_kind='actions' takes them as such."
             )
         if (shares < 0).any() or not np.allclose(shares.sum(axis=1), 1, atol=1e-6):
             raise ValueError("policy must give probabilities: at least 0, with sum 1.")
@@ -433,6 +503,12 @@ def _quadratic(states: np.ndarray, taken: np.ndarray, actions: np.ndarray | None
         return PolynomialFeatures(2).fit_transform(np.column_stack([states, taken]))
     of_states = PolynomialFeatures(2).fit_transform(states)
     return np.hstack([(taken == action)[:, np.newaxis] * of_states for action in actions])
+
+
+def _few(actions: ArrayLike) -> str:
+    """At most ten of them, as text."""
+    listed = np.asarray(actions).tolist()
+    return str(listed) if len(listed) <= _FEW else f"{str(listed[:_FEW])[:-1]}, ...]"
 
 
 def _names(n_coefficients: int) -> list[str]:

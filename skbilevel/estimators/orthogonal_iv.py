@@ -7,21 +7,21 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array, check_consistent_length
 
 from skbilevel._sklearn import (
     HasMethods,
     Interval,
     StrOptions,
     check_is_fitted,
+    column_or_1d,
     fit_method,
     input_feature_names,
     validate_data,
     warn_user,
 )
-from skbilevel.estimators.conditional_moment import checked_groups
 from skbilevel.estimators.estimate_table import estimate_table
 from skbilevel.estimators.excluded_instruments import (
     shared_columns,
@@ -30,13 +30,18 @@ from skbilevel.estimators.excluded_instruments import (
 )
 from skbilevel.estimators.gradient_result import (
     check_level,
-    joint_normal_quantile,
-    median_of,
+    interval_width,
     wald_test,
 )
-from skbilevel.estimators.moment_fit import MomentRoot, exogenous_moment
+from skbilevel.estimators.moment_fit import (
+    LinearMoment,
+    MomentRoot,
+    combined,
+    exogenous_moment,
+)
 from skbilevel.estimators.moment_learning import (
     CORRECTIONS,
+    checked_groups,
     learner_of,
     linear_moments_of,
     nuisance_scores,
@@ -45,6 +50,7 @@ from skbilevel.estimators.moment_learning import (
     strength,
     warn_of,
 )
+from skbilevel.estimators.nuisances import Folds, Learner
 from skbilevel.numerics.threads import single_thread
 from skbilevel.objectives.orthogonal import MOMENT_SCORES
 
@@ -70,7 +76,8 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
     ----------
     features : transformer, default=None
         f, without a constant: ``PolynomialFeatures(2, include_bias=False)`` for example. None is X
-        itself. It is fitted to X.
+        itself. It is fitted to X as it is given, a DataFrame with text among its columns for
+        example.
     nuisance : regressor, default=None
         Learns K and mu from Z; None is `NystroemRidge`.
     fit_intercept : bool, default=True
@@ -85,6 +92,8 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         ``score`` of `ConditionalMomentGradient`, a name that is taken here. "instrument" is
         two-stage least squares with a first stage that is learnt on other folds; as good where
         the model is right, and only there.
+    cross_fit : bool, default=True
+        False: nuisances are learnt from the rows that they tell. For comparison.
     random_state : int, RandomState instance or None, default=None
 
     Attributes
@@ -98,6 +107,8 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         0 without an intercept.
     cov_ : ndarray of shape (n_coefficients, n_coefficients)
         Of ``coef_``.
+    features_ : transformer or None
+        Fitted.
     coefficient_names_ : ndarray of shape (n_coefficients,)
     nuisance_scores_ : dict of str to float
         R2 of what is told of y and of each feature by Z, on rows that the models have not seen.
@@ -126,8 +137,11 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
     Notes
     -----
     Without Z, X is exogenous, and the estimate is least squares with robust standard errors.
-    Columns of f that are columns of Z are known, and nothing is learnt of them: give exogenous
-    columns of X in Z as well.
+    Columns of f that are columns of Z, in whatever units, are known, and nothing is learnt of
+    them: give exogenous columns of X in Z as well, and functions of them that are features.
+
+    ``score`` is the R2 of y, as for every regressor. It is largest for least squares, whatever
+    that is biased by: do not choose features, nuisances or instruments by it.
 
     References
     ----------
@@ -161,6 +175,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         "n_rep": [Interval(Integral, 1, None, closed="left")],
         "correction": [StrOptions(set(CORRECTIONS))],
         "moment_score": [StrOptions(set(MOMENT_SCORES))],
+        "cross_fit": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -174,6 +189,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         n_rep: int = 1,
         correction: str = "auto",
         moment_score: str = "orthogonal",
+        cross_fit: bool = True,
         random_state: Any = None,
     ) -> None:
         self.features = features
@@ -183,6 +199,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         self.n_rep = n_rep
         self.correction = correction
         self.moment_score = moment_score
+        self.cross_fit = cross_fit
         self.random_state = random_state
 
     @fit_method
@@ -225,75 +242,73 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
             at 0. If the correction for shared noise moves a coefficient by more than half a
             standard error.
         """
-        rows, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        outcome = outcome.astype(np.float64)
-        instruments = self._instruments(Z, rows)
-        codes, seed = checked_groups(groups, len(rows)), seed_of(self.random_state)
-        learner = learner_of(self.nuisance, self.correction, self.moment_score, seed)
-        if self.features is not None:
-            self.features_ = clone(self.features).fit(rows, outcome)
+        rows, outcome = self._checked(X, y)
+        codes = checked_groups(groups, len(outcome))
+        self.features_ = None if self.features is None else clone(self.features).fit(rows, outcome)
         slopes = self._slopes(rows)
-        beyond = np.full(slopes.shape[1], np.nan)
         if Z is None:
-            moments = [exogenous_moment(outcome, slopes, codes)]
-        else:
-            repetitions = repetitions_of(instruments, codes, self.cv, self.n_rep, seed)
-            known = shared_columns(slopes, instruments)
-            moments = linear_moments_of(
-                instruments,
-                outcome,
-                slopes,
-                learner,
-                repetitions,
-                self.moment_score,
-                codes,
-                np.where(known, slopes, 0.0),
-            )
-            beyond[~known] = told_beyond_controls(
-                instruments,
-                shared_columns(instruments, rows),
-                slopes[:, ~known],
-                moments[0].kappa[:, ~known],
-                learner,
-                repetitions[0],
-            )
-        self.correction_ = "none" if Z is None else learner.correction
-        roots = [moment.root() for moment in moments]
-        self._store(median_of(roots), roots, beyond)
+            self.correction_ = "none"
+            roots = [exogenous_moment(outcome, slopes, codes).root()]
+            self._store(roots, np.full(slopes.shape[1], np.nan))
+            return self
+        instruments, seed = _instruments(Z, len(outcome)), seed_of(self.random_state)
+        settings = self.correction, self.moment_score, seed, self.cross_fit
+        learner = learner_of(self.nuisance, *settings)
+        repetitions = repetitions_of(instruments, codes, self.cv, self.n_rep, seed, self.cross_fit)
+        known = shared_columns(slopes, instruments)
+        moments = linear_moments_of(
+            instruments,
+            outcome,
+            slopes,
+            learner,
+            repetitions,
+            self.moment_score,
+            np.where(known, slopes, 0.0),
+        )
+        controls = shared_columns(instruments, slopes)
+        self.correction_ = learner.correction
+        self._store(
+            [moment.root() for moment in moments],
+            _beyond(instruments, controls, known, moments[0], slopes, learner, repetitions[0]),
+        )
         return self
 
-    def _instruments(self, Z: ArrayLike | None, rows: np.ndarray) -> np.ndarray:
-        if Z is None:
-            return rows
-        instruments = check_array(Z, dtype=np.float64, input_name="Z", ensure_min_samples=2)
-        if len(instruments) != len(rows):
-            raise ValueError(f"Z has {len(instruments)} rows and X has {len(rows)}.")
-        return instruments
+    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[Any, np.ndarray]:
+        """Rows, as they are for a transformer, and numbers (n,)."""
+        if self.features is None:
+            rows, outcome = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+            return rows, outcome.astype(np.float64)
+        rows = validate_data(self, X, skip_check_array=True)
+        outcome = column_or_1d(check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"))
+        check_consistent_length(rows, outcome)
+        return rows, outcome
 
     def _slopes(self, rows: np.ndarray) -> np.ndarray:
         """f, (n, p), behind a constant if there is one."""
         features = rows
-        if hasattr(self, "features_"):
-            features = check_array(self.features_.transform(rows), dtype=np.float64)
+        if self.features_ is not None:
+            features = self.features_.transform(rows)
+            features = features.toarray() if issparse(features) else features
+            features = check_array(features, dtype=np.float64, input_name="features")
         if not self.fit_intercept:
             return features
-        return np.column_stack([np.ones(len(rows)), features])
+        return np.column_stack([np.ones(len(features)), features])
 
-    def _store(self, found: MomentRoot, roots: list[MomentRoot], beyond: np.ndarray) -> None:
-        first = int(self.fit_intercept)
+    def _store(self, roots: list[MomentRoot], beyond: np.ndarray) -> None:
+        found, first = combined(roots), int(self.fit_intercept)
         self._estimate = (found.coef_, found.cov_)
         self.coef_, self.stderr_ = found.coef_[first:], found.stderr_[first:]
         self.intercept_ = float(found.coef_[0]) if first else 0.0
         self.intercept_stderr_ = float(found.stderr_[0]) if first else 0.0
         self.cov_ = found.cov_[first:, first:]
         self.coefficient_names_ = self._names()
-        told = [root.diagnostics_ for root in roots]
+        told = [found.diagnostics_]
         names = ["intercept", *self.coefficient_names_][1 - first :]
         self.nuisance_scores_ = nuisance_scores(told, ["y", *names])
         pairs = zip(names, beyond, strict=True)
         self.instrument_scores_ = {str(n): float(r2) for n, r2 in pairs if not np.isnan(r2)}
         self.hessian_strength_ = strength(told)
-        self.correction_gap_ = np.median([each.gap for each in told], axis=0)[first:]
+        self.correction_gap_ = found.diagnostics_.gap[first:]
         if found.rank_ < len(found.coef_):
             warn_user(
                 "Some combination of coefficients cannot be told from X and Z at all: of these "
@@ -305,7 +320,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
 
     def _names(self) -> np.ndarray:
         names = input_feature_names(self, None)
-        if not hasattr(self, "features_"):
+        if self.features_ is None:
             return names
         if hasattr(self.features_, "get_feature_names_out"):
             return np.asarray(self.features_.get_feature_names_out(names), dtype=object)
@@ -345,7 +360,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         rows = self._told(X)
         coef, cov = self._estimate
         stderr = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", rows, cov, rows), 0))
-        width = _width(cov, level, joint, random_state, rows)
+        width = interval_width(rows, cov, level, joint, random_state)
         return (rows @ coef)[:, np.newaxis] + width * stderr[:, np.newaxis] * [-1, 1]
 
     def conf_int(
@@ -366,7 +381,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         ndarray of shape (n_coefficients, 2)
         """
         check_is_fitted(self)
-        width = _width(self.cov_, level, joint, random_state, np.eye(len(self.coef_)))
+        width = interval_width(np.eye(len(self.coef_)), self.cov_, level, joint, random_state)
         return self.coef_[:, np.newaxis] + width * self.stderr_[:, np.newaxis] * [-1, 1]
 
     def summary(self, level: float = 0.95) -> str:
@@ -394,7 +409,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         strength = f"{self.hessian_strength_:.1f} standard errors"
         notes = [
             f"all of them 0: chi2({test.df}) = {test.statistic:.1f}, p = {test.pvalue:.3g}",
-            f"R2 of what Z tells: {told or 'nothing had to be learnt'}",
+            f"R2 of what Z tells: {told}" if told else "no instruments: this is least squares",
             f"of what columns of X in Z leave, the rest of Z tells: {beyond or 'nothing'}",
             f"smallest eigenvalue of the Hessian: {strength}",
         ]
@@ -402,12 +417,30 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
 
     def _told(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
-        return self._slopes(validate_data(self, X, dtype=np.float64, reset=False))
+        if self.features_ is None:
+            return self._slopes(validate_data(self, X, dtype=np.float64, reset=False))
+        return self._slopes(validate_data(self, X, skip_check_array=True, reset=False))
 
 
-def _width(cov: np.ndarray, level: float, joint: bool, random_state: Any, rows: Any) -> float:
-    """Standard errors to both sides, of rows (b, p) times an estimate with covariance (p, p)."""
-    check_level(level)
-    if joint:
-        return joint_normal_quantile(rows, cov, level, check_random_state(random_state))
-    return float(norm.ppf((1 + level) / 2))
+def _instruments(Z: ArrayLike, n_rows: int) -> np.ndarray:
+    instruments = check_array(Z, dtype=np.float64, input_name="Z", ensure_min_samples=2)
+    if len(instruments) != n_rows:
+        raise ValueError(f"Z has {len(instruments)} rows and X has {n_rows}.")
+    return instruments
+
+
+def _beyond(
+    instruments: np.ndarray,
+    controls: np.ndarray,
+    known: np.ndarray,
+    moment: LinearMoment,
+    slopes: np.ndarray,
+    learner: Learner,
+    folds: Folds,
+) -> np.ndarray:
+    """What instruments tell of features that they do not hold, beyond controls, (p,); NaN of
+    others."""
+    beyond = np.full(len(known), np.nan)
+    parts = slopes[:, ~known], moment.kappa[:, ~known], learner, folds
+    beyond[~known] = told_beyond_controls(instruments, controls, *parts)
+    return beyond

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 from sklearn.metrics.pairwise import rbf_kernel
@@ -79,6 +81,9 @@ class Gram:
     def __add__(self, other: Gram) -> Gram:
         return Gram(self.total + other.total)
 
+    def __sub__(self, other: Gram) -> Gram:
+        return Gram(self.total - other.total)
+
 
 @dataclass(frozen=True)
 class Products:
@@ -103,6 +108,9 @@ class Products:
 
     def __add__(self, other: Products) -> Products:
         return Products(self.with_features + other.with_features, self.squares + other.squares)
+
+    def __sub__(self, other: Products) -> Products:
+        return Products(self.with_features - other.with_features, self.squares - other.squares)
 
 
 @dataclass(frozen=True)
@@ -208,26 +216,33 @@ class Echo:
         shrink = with_constant(1 / (axes.spread + ridges[:, np.newaxis])) / axes.n_rows
         return cls(axes, ridges, which, root * shrink[:, np.newaxis])
 
-    def of_rows(self, features: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    def of_rows(
+        self, features: np.ndarray, residuals: np.ndarray, starts: np.ndarray | None = None
+    ) -> np.ndarray:
         """Sum over training rows j, with features (b, q) and residuals (b, k), of the mean over
         rows i that are told of ``s_ij s'_ij e_j e'_j`` for each pair of outputs, (k, k).
 
         s and s' are the weights of the two outputs, and e and e' what their residuals are without
         the row's own part in its prediction: residual / sqrt(1 - leverage). No matrix of all pairs
-        of rows is needed, as the mean of ``s_ij s'_ij`` over i is ``t_j' S C S' t_j``.
+        of rows is needed, as the mean of ``s_ij s'_ij`` over i is ``t_j' S C S' t_j``. Where rows
+        share noise in groups, which begin at ``starts``, sums ``s_ij e_j`` over a group take the
+        place of those of a row.
         """
         t = with_constant(self.axes.coordinates(features))
-        leverage = self._leverage(t)
-        noise = residuals / np.sqrt(1 - np.minimum(leverage, _MOST_LEVERAGE))[:, self.which]
+        leverage = np.minimum(self._leverage(t), _MOST_LEVERAGE)
+        noise = residuals / np.sqrt(1 - leverage)[:, self.which]
         each = np.stack([t @ root.T for root in self.shrunk])
+        if starts is not None:
+            weighted = each[self.which] * noise.T[:, :, np.newaxis]
+            of_group = np.add.reduceat(weighted, starts, axis=1).reshape(len(self.which), -1)
+            return of_group @ of_group.T
         total = np.zeros((residuals.shape[1],) * 2)
-        for one in range(len(self.ridges)):
-            for other in range(one, len(self.ridges)):
-                a, b = self.which == one, self.which == other
-                pairs = np.einsum("ir,ir->i", each[one], each[other])
-                block = noise[:, a].T @ (pairs[:, np.newaxis] * noise[:, b])
-                total[np.ix_(a, b)] = block
-                total[np.ix_(b, a)] = block.T
+        for one, other in combinations_with_replacement(range(len(self.ridges)), 2):
+            a, b = self.which == one, self.which == other
+            pairs = np.einsum("ir,ir->i", each[one], each[other])
+            block = noise[:, a].T @ (pairs[:, np.newaxis] * noise[:, b])
+            total[np.ix_(a, b)] = block
+            total[np.ix_(b, a)] = block.T
         return total
 
     def _leverage(self, t: np.ndarray) -> np.ndarray:
@@ -253,6 +268,36 @@ def least_errors(axes: Axes, products: Products, ridges: Sequence[float]) -> np.
     return _errors(axes, products, ridges).min(axis=0)
 
 
+def held_out_errors(
+    grams: Sequence[Gram], products: Sequence[Products], ridges: Sequence[float]
+) -> np.ndarray:
+    """Mean squared error of each ridge and output, (len(ridges), k), on parts of the rows that are
+    left out in turn; of all of them no more than sums is needed.
+
+    Rows of a group are noisy together, and generalised cross-validation takes what they share for
+    signal, as it leaves out single rows; parts that keep groups together do not.
+    """
+    total, all_products = sum_of(grams), sum_of(products)
+    errors = np.zeros((len(ridges), len(all_products.squares)))
+    for gram, part in zip(grams, products, strict=True):
+        axes, of_rest = Axes.of(total - gram), all_products - part
+        for number, ridge in enumerate(ridges):
+            model = with_ridges(axes, of_rest, np.full(len(part.squares), ridge))
+            slopes = axes.axes @ model.coef
+            b = np.vstack([model.intercept - axes.center @ slopes, slopes])
+            fit = np.einsum("qk,qr,rk->k", b, gram.total, b)
+            errors[number] += part.squares - 2 * (b * part.with_features).sum(axis=0) + fit
+    return errors / total.n_rows
+
+
+def sum_of(parts: Sequence[Any]) -> Any:
+    """Of sums over rows."""
+    total, *others = parts
+    for part in others:
+        total = total + part
+    return total
+
+
 def with_ridges(axes: Axes, products: Products, ridges: np.ndarray) -> Smoother:
     """The smoother of outputs with these products and ridges (k,)."""
     along, intercept = _along(axes, products)
@@ -271,7 +316,7 @@ def _errors(axes: Axes, products: Products, ridges: Sequence[float] | np.ndarray
     # A fit that has as many degrees of freedom as rows says nothing: of these the least are best.
     error = np.maximum(total - explained, 0) / np.square(left)[:, np.newaxis]
     spent = left <= 0
-    error[spent] = np.finfo(float).max * freedom[spent, np.newaxis] / freedom.max()
+    error[spent] = np.finfo(float).max * (freedom[spent, np.newaxis] / freedom.max())
     return error
 
 

@@ -1,6 +1,7 @@
 """ConditionalMomentGradient: its answers against loops and closed forms, its contract, errors."""
 
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from sklearn.model_selection import KFold
 
 from skbilevel import ConditionalMomentGradient, NystroemRidge
 from skbilevel._sklearn import ConvergenceWarning
+from skbilevel.estimators import moment_problem
 from tests.benchmark_modules import benchmark_module
 from tests.problems import central_differences
 
@@ -191,13 +193,16 @@ def test_descent_and_newton_agree_where_ridges_are_one(curved):
     assert_allclose(descent.stderr_, newton.stderr_, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:The smallest eigenvalue")
-def test_solver_that_finds_nothing_says_so(curved):
+@pytest.mark.filterwarnings("ignore:The correction for", "ignore:The smallest eigenvalue")
+@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+def test_solver_that_is_cut_short_says_so(curved, monkeypatch, method):
+    monkeypatch.setattr(moment_problem, "_MAX_ITER", 1)
+    monkeypatch.setattr(moment_problem, "_N_TUNINGS", 1)
+    monkeypatch.setattr(moment_problem, "root", lambda f, x, **_: Mock(x=x, fun=f(x), nfev=1))
     Z, data = curved
-    never = lambda w, d: 2 + torch.atan(w[0]) + 0.1 * d["t"]  # noqa: E731
-    model = ConditionalMomentGradient(never, SMOOTH, random_state=0).fit(Z, data)
-    with pytest.warns(ConvergenceWarning, match="solve has not found a root from this omega0"):
-        model.solve([1.0])
+    model = ConditionalMomentGradient(exponential, SMOOTH, random_state=0).fit(Z, data)
+    with pytest.warns(ConvergenceWarning, match=f"method='{method}': a gradient of"):
+        model.solve([0.0, 0.5], method=method)
 
 
 def test_descent_needs_a_gradient_of_the_value(curved):
@@ -403,6 +408,9 @@ def test_names_of_columns_are_kept(sample):
         ({"cv": 500}, "cv=500 needs as many rows"),
         ({"cv": KFold(3), "n_rep": 2}, "n_rep=2 needs cv to be a number of folds"),
         ({"correction": "second_order", "nuisance": Ridge()}, "correction='second_order' needs"),
+        ({"correction": "disjoint", "score": "plug_in"}, "says nothing of score='plug_in'"),
+        ({"correction": "disjoint", "cross_fit": False}, "says nothing of cross_fit=False"),
+        ({"groups": np.append(np.arange(399.0), np.nan)}, "groups contains NaN"),
         ({"score": "naive"}, "score"),
         ({"residual": None}, "residual"),
     ],
@@ -416,11 +424,108 @@ def test_input_that_does_not_fit_is_named(sample, change, message):
     assert not hasattr(model, "splits_")
 
 
-def test_text_for_torch_is_named(sample):
-    data = {"D": sample.D, "y": np.full(400, "a")}
-    model = ConditionalMomentGradient(linear, random_state=0).fit(sample.X, data)
-    with pytest.raises(ValueError, match=r"data\['y'\] must hold numbers"):
-        model.gradient(OMEGA)
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.full(400, "a"), r"data\['y'\] must hold numbers"),
+        (np.full(400, np.nan), r"data\['y'\] contains NaN"),
+    ],
+)
+def test_data_that_is_no_numbers_for_torch_is_named(sample, y, message):
+    model = ConditionalMomentGradient(linear, random_state=0)
+    with pytest.raises(ValueError, match=message):
+        model.fit(sample.X, {"D": sample.D, "y": y})
+
+
+def test_parameter_without_effect_is_named(fitted, sample):
+    model = ConditionalMomentGradient(
+        lambda w, d: d["D"] @ w[:3] - d["y"] + 0 * w[3], SMOOTH, random_state=0
+    )
+    model.fit(sample.X, {"D": sample.D, "y": sample.y})
+    with pytest.raises(ValueError, match=r"does not depend on omega\[3\]"):
+        model.solve(np.zeros(4))
+
+
+@pytest.mark.filterwarnings("ignore:The correction for what nuisances share")
+@pytest.mark.parametrize("start", [[0.0, 0.0], [0.5, -0.3]])
+def test_residual_that_looks_linear_from_one_side_is_not(start):
+    """It depends on a difference, which equal steps leave as it is."""
+    rng = np.random.default_rng(4)
+    Z, u = rng.uniform(-1, 1, (1500, 2)), rng.normal(size=1500)
+    T = np.column_stack([2 + Z[:, 0], Z[:, 1]]) + 0.3 * u[:, None]
+    Y = np.exp(0.7 + 0.4) * T[:, 0] + (0.7 - 0.4) * T[:, 1] + u
+
+    def residual(w, d):
+        return torch.exp(w[0] - w[1]) * d["T"][:, 0] + (w[0] + w[1]) * d["T"][:, 1] - d["Y"]
+
+    model = ConditionalMomentGradient(residual, random_state=0).fit(Z, {"T": T, "Y": Y})
+    found = model.solve(start)
+    assert (np.abs(found.coef_ - [0.7, -0.4]) < 4 * found.stderr_).all()
+    grid = np.array([[0.7, -0.4], [0.0, 0.0]])
+    assert_array_equal(model.confidence_set(grid), [True, False])
+    assert_array_equal(model.confidence_set(grid[::-1]), [False, True])
+
+
+def test_kink_is_no_line():
+    """Slope 1 above 0 and 3 below."""
+    rng = np.random.default_rng(5)
+    Z = rng.uniform(-1, 1, (800, 1))
+    data = {"T": 2 + Z[:, 0], "Y": -0.5 * (2 + Z[:, 0]) + 0.1 * rng.normal(size=800)}
+    model = ConditionalMomentGradient(
+        lambda w, d: torch.where(w[0] > 0, w[0], 3 * w[0]) * d["T"] - d["Y"], random_state=0
+    ).fit(Z, data)
+    for start in (1.0, -1.0):
+        assert model.solve([start]).coef_[0] == pytest.approx(-1 / 6, abs=0.02)
+
+
+def test_set_of_anderson_and_rubin_keeps_its_level_with_an_irrelevant_instrument():
+    rng, inside = np.random.default_rng(6), []
+    for _ in range(200):
+        z, u = rng.normal(size=(2, 200))
+        T, Y = u, u + 0.3 * rng.normal(size=200)
+        model = ConditionalMomentGradient(
+            lambda w, d: (w[0] * d["T"] - d["Y"], d["T"][:, None]),
+            LinearRegression(fit_intercept=False),
+            jac=True,
+            score="instrument",
+            cross_fit=False,
+        ).fit(z[:, None], {"T": T, "Y": Y})
+        inside.append(model.confidence_set([[0.0]])[0])
+    # .95 with a standard error of .015.
+    assert 0.9 <= np.mean(inside) <= 0.995
+
+
+@pytest.mark.filterwarnings("ignore:The correction for what nuisances share")
+def test_noise_that_groups_share_does_not_bias():
+    """Groups of five with a shock that T and Y share: at the truth the gradient is 0, and so is
+    what is told of it by sums over groups and on disjoint halves; uncorrected it is not."""
+    corrections = {"grouped": "auto", "disjoint": "disjoint", "none": "none"}
+    found = {name: [] for name in corrections}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(120), 5)
+        z = rng.uniform(-1, 1, 120)[groups]
+        shock = rng.normal(size=120)[groups]
+        T = np.sin(2 * z) + shock + 0.3 * rng.normal(size=600)
+        data = {"T": T, "Y": T + shock + 0.3 * rng.normal(size=600)}
+        for name, correction in {
+            "grouped": "auto",
+            "disjoint": "disjoint",
+            "none": "none",
+        }.items():
+            model = ConditionalMomentGradient(
+                lambda w, d: (w[0] * d["T"] - d["Y"], d["T"][:, None]),
+                NystroemRidge(ridge=1e-3, bandwidth=0.5, random_state=0),
+                jac=True,
+                correction=correction,
+                random_state=seed,
+            ).fit(z[:, None], data, groups=groups)
+            found[name].append(model.gradient([1.0]).coef_[0])
+    mean = {name: np.mean(each) for name, each in found.items()}
+    stderr = np.std(found["grouped"]) / np.sqrt(20)
+    assert mean["none"] > 4 * stderr
+    assert abs(mean["grouped"]) < 0.4 * mean["none"]
+    assert abs(mean["disjoint"]) < 0.4 * mean["none"]
 
 
 @pytest.mark.parametrize(
@@ -429,6 +534,8 @@ def test_text_for_torch_is_named(sample):
         (lambda w, d: d["y"][:5] * w[0], None, ValueError, r"residual must give .* \(400,\)"),
         (lambda w, d: torch.log(w[0] - 10) * d["y"], None, ValueError, "is not finite at omega"),
         (lambda w, d: d["y"].numpy(), None, TypeError, "must return a torch tensor"),
+        (lambda w, d: np.exp(w.numpy()[0]) * d["y"], None, TypeError, "must be written in torch"),
+        (lambda w, d: d["y"] - w.detach()[0], None, ValueError, "does not depend on omega"),
         (lambda w, d: d["y"], True, ValueError, "jac=True needs residual to return a pair"),
         (
             lambda w, d: d["y"],

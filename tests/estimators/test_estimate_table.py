@@ -9,7 +9,7 @@ from skbilevel.estimators.estimate_table import estimate_table
 def test_rows_tell_estimate_error_and_interval():
     coef, stderr = np.array([1.5, -200.0]), np.array([0.5, 10.0])
     header, first, second = estimate_table(["a", "longer name"], coef, stderr, 0.9)
-    assert header.split() == ["coef", "std", "err", "z", "P>|z|", "[0.05", "to]"]
+    assert header.split() == ["coef", "std", "err", "z", "P>|z|", "[0.05", "0.95]"]
     name, *numbers = first.split()
     low, high = norm.interval(0.9, 1.5, 0.5)
     told = [1.5, 0.5, 3.0, 2 * norm.sf(3.0), low, high]

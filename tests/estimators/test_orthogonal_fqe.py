@@ -58,7 +58,6 @@ def test_coefficients_are_near_the_truth_and_lstdq(fitted, sample):
 
 def test_linear_nuisances_of_the_features_without_folds_are_lstdq(sample, parts, start):
     """kappa is then the projection of D on psi, whose product with r is 0 where psi's is."""
-    everything = [(np.arange(1000), np.arange(1000))]
 
     class OnFeatures(LinearRegression):
         def fit(self, X, y):
@@ -67,9 +66,9 @@ def test_linear_nuisances_of_the_features_without_folds_are_lstdq(sample, parts,
         def predict(self, X):
             return super().predict(designs.q_features(X[:, :2], X[:, 2])[:, 1:])
 
-    model = OrthogonalFQE(
-        POLICY, 0.9, q_features, OnFeatures(), cv=everything, correction="none"
-    ).fit(*parts, initial_states=start)
+    model = OrthogonalFQE(POLICY, 0.9, q_features, OnFeatures(), cross_fit=False).fit(
+        *parts, initial_states=start
+    )
     assert_allclose(model.coef_, lstdq(sample), rtol=1e-8)
 
 

@@ -62,13 +62,9 @@ def test_without_instruments_it_is_least_squares_with_robust_errors(sample):
 def test_linear_nuisances_as_instruments_without_folds_are_two_stage_least_squares(sample):
     """kappa r with kappa by least squares of all rows."""
     X, Z, y = sample.D[:, 1:], np.column_stack([sample.X, sample.X**2]), sample.y
-    everything = [(np.arange(len(y)), np.arange(len(y)))]
     for moment_score in ("orthogonal", "plug_in", "plug_in_product", "instrument"):
         model = OrthogonalIVRegressor(
-            nuisance=LinearRegression(),
-            cv=everything,
-            correction="none",
-            moment_score=moment_score,
+            nuisance=LinearRegression(), cross_fit=False, moment_score=moment_score
         ).fit(X, y, Z)
         rows, told = np.column_stack([np.ones(len(y)), X]), LinearRegression().fit(Z, X).predict(Z)
         kappa = np.column_stack([np.ones(len(y)), told])
