@@ -109,3 +109,10 @@ def test_settings_that_do_not_fit_are_named(data, settings, message):
     X, y = data
     with pytest.raises(ValueError, match=message):
         NystroemRidge(**settings).fit(X, y)
+
+
+def test_weights_that_are_shares_are_warned_of(data):
+    X, y = data
+    with pytest.warns(UserWarning, match="sample_weight sums to 1 for 150 rows"):
+        model = NystroemRidge(random_state=0).fit(X, y, np.full(150, 1 / 150))
+    assert np.isfinite(model.predict(X)).all()

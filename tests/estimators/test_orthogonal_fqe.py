@@ -150,6 +150,54 @@ def test_actions_that_are_numbers_may_follow_from_the_state():
     assert model.actions_ is None
 
 
+@pytest.mark.filterwarnings("ignore:The correction for", "ignore:The smallest eigenvalue")
+def test_policy_may_give_one_label(parts, start):
+    S, A, R, S_next = parts
+    words = np.where(A == 1, "go", "ask")
+    by_label = OrthogonalFQE(
+        lambda s: np.where(s[:, 0] > 0, "go", "ask"), 0.9, policy_kind="actions", random_state=0
+    ).fit(S, words, R, S_next, initial_states=start)
+    by_share = OrthogonalFQE(
+        lambda s: np.column_stack([s[:, 0] <= 0, s[:, 0] > 0]) * 1.0, 0.9, random_state=0
+    ).fit(S, words, R, S_next, initial_states=start)
+    assert by_label.value_ == pytest.approx(by_share.value_, rel=1e-9)
+
+
+def test_actions_that_were_not_there_are_named(fitted, parts):
+    with pytest.raises(ValueError, match=r"A has actions \[7.0\]; those of fit are \[0.0, 1.0\]"):
+        fitted.predict(parts[0][:2], [7.0, 1.0])
+
+
+def test_intervals_of_coefficients_are_those_of_wald(fitted):
+    half = norm.ppf(0.95) * fitted.stderr_
+    bounds = np.column_stack([fitted.coef_ - half, fitted.coef_ + half])
+    assert_allclose(fitted.conf_int(0.9), bounds)
+    joint = fitted.conf_int(0.9, joint=True, random_state=0)
+    assert (joint[:, 1] > bounds[:, 1]).all()
+
+
+def test_value_that_cannot_be_told_is_warned_of(parts):
+    """Without a discount and without ends a constant has no consequence."""
+    model = OrthogonalFQE(POLICY, 1.0, q_features, random_state=0)
+    with pytest.warns(UserWarning, match="cannot be told from these transitions at all"):
+        model.fit(*parts)
+    assert model.hessian_strength_ == 0
+
+
+@pytest.mark.filterwarnings("ignore:The correction for", "ignore:The smallest eigenvalue")
+def test_columns_of_states_in_another_order_are_refused(parts, start):
+    S, A, R, S_next = parts
+    frame, following = (pd.DataFrame(s, columns=["a", "b"]) for s in (S, S_next))
+    model = OrthogonalFQE(POLICY, 0.9, random_state=0)
+    with pytest.raises(ValueError, match="S_next has the columns of S in another order"):
+        model.fit(frame, A, R, following[["b", "a"]])
+    turned = pd.DataFrame(start, columns=["b", "a"])
+    with pytest.raises(ValueError, match="initial_states has the columns of S in another"):
+        model.fit(frame, A, R, following, initial_states=turned)
+    renamed = following.set_axis(["next a", "next b"], axis=1)
+    assert model.fit(frame, A, R, renamed).value_ == model.fit(frame, A, R, following).value_
+
+
 def chain(n, rng):
     """Two states; action 1 moves to the other one, the second pays 1, and one in ten ends."""
     s, a = rng.integers(2, size=n), rng.integers(2, size=n)
@@ -252,6 +300,13 @@ def test_contract(fitted, parts):
         ({"features": lambda s, a: np.ones((3, 2))}, {}, "features gave 3 rows for 1000 states"),
         ({"gamma": 1.5}, {}, "gamma"),
         ({"cv": 2000}, {}, "cv=2000 needs as many rows"),
+        ({}, {"A": np.full(1000, np.nan)}, "A contains NaN"),
+        ({}, {"A": np.arange(1000.0)}, r"9.0, ...\] that occur in A. If actions are numbers"),
+        (
+            {"policy": lambda s: s[:, 0], "policy_kind": "actions", "features": None},
+            {"A": np.zeros((1000, 2))},
+            r"policy gave actions of shape \(1000, 1\), and \(1000, 2\) is needed",
+        ),
     ],
 )
 def test_input_that_does_not_fit_is_named(parts, settings, change, message):

@@ -8,10 +8,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import chi2, norm
 from sklearn import config_context
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import cross_val_predict, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
 
 from skbilevel import ConditionalMomentGradient, NystroemRidge, OrthogonalIVRegressor
 from tests.benchmark_modules import benchmark_module
@@ -192,6 +193,86 @@ def test_groups_widen_the_intervals(sample):
     naive = OrthogonalIVRegressor(random_state=0).fit(*parts)
     honest = OrthogonalIVRegressor(random_state=0).fit(*parts, groups=four)
     assert (honest.stderr_ > 1.7 * naive.stderr_).all()
+
+
+def by_region(n, size, seed):
+    """An instrument of regions, whose rows share a shock of x and y; the slope is 1.5."""
+    rng = np.random.default_rng(seed)
+    region = np.repeat(np.arange(n // size), size)
+    z, shock = rng.uniform(-1, 1, n // size)[region], rng.normal(size=n // size)[region]
+    u = rng.normal(size=n)
+    x = np.sin(2 * z) + 0.5 * (u + shock) + 0.3 * rng.normal(size=n)
+    return x[:, None], 1.5 * x + u + shock, z[:, None], region
+
+
+@pytest.mark.filterwarnings("ignore:The correction for", "ignore:The smallest eigenvalue")
+def test_instruments_of_groups_are_not_taken_for_many_rows():
+    """Forty draws of 100 regions; .95 less three standard errors is .85."""
+    inside, errors = [], []
+    for seed in range(40):
+        X, y, Z, region = by_region(1000, 10, seed)
+        model = OrthogonalIVRegressor(random_state=0).fit(X, y, Z, groups=region)
+        low, high = model.conf_int()[0]
+        inside.append(low <= 1.5 <= high)
+        errors.append(model.coef_[0] - 1.5)
+        assert model.nuisance_scores_["x0"] > 0
+    assert np.mean(inside) >= 0.85
+    assert abs(np.median(errors)) < 0.15
+
+
+@pytest.mark.parametrize("change", ["scaled", "single", "squared"])
+def test_controls_are_known_in_any_units_and_by_their_functions(change):
+    rng = np.random.default_rng(3)
+    c, z, u = rng.normal(size=(3, 1000))
+    x = c**2 + u + 0.3 * rng.normal(size=1000)
+    X, Z, y = np.column_stack([x, c]), np.column_stack([z, c]), x + 0.5 * c + u
+    model, names = OrthogonalIVRegressor(random_state=0), {"x0"}
+    if change == "scaled":
+        X = StandardScaler().fit_transform(X)
+    elif change == "single":
+        X = X.astype(np.float32)
+    else:
+        model.set_params(features=SQUARES)
+        names = {"x0", "x0^2", "x0 x1"}
+    # z has nothing to do with x.
+    with pytest.warns(UserWarning) as caught:
+        model.fit(X, y, Z)
+    assert any("tells next to nothing more" in str(warning.message) for warning in caught)
+    assert set(model.instrument_scores_) == names
+    assert max(model.instrument_scores_.values()) < 0.02
+
+
+def test_features_see_frames_with_text(sample):
+    rng = np.random.default_rng(4)
+    kind = np.array(["a", "b"])[rng.integers(2, size=600)]
+    X = pd.DataFrame({"t": sample.D[:, 1], "kind": kind})
+    features = ColumnTransformer(
+        [("t", SQUARES, ["t"]), ("kind", OneHotEncoder(drop="first"), ["kind"])],
+        sparse_threshold=1.0,
+    )
+    Z = np.column_stack([sample.X, kind == "b"])
+    model = OrthogonalIVRegressor(features, random_state=0).fit(X, sample.y, Z)
+    assert model.coefficient_names_.tolist() == ["t__t", "t__t^2", "kind__kind_b"]
+    assert (np.abs(model.coef_[:2] - designs.W_IV[1:]) < 4 * model.stderr_[:2]).all()
+    assert model.predict(X.iloc[:3]).shape == (3,)
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(X[["kind", "t"]])
+
+
+def test_refitting_without_features_forgets_them(sample):
+    model = OrthogonalIVRegressor(SQUARES).fit(sample.D[:, 1:2], sample.y)
+    assert len(model.coef_) == 2
+    model.set_params(features=None).fit(sample.D[:, 1:2], sample.y)
+    assert len(model.coef_) == 1
+    assert model.features_ is None
+    assert "no instruments: this is least squares" in model.summary()
+
+
+def test_outcome_that_does_not_vary_is_no_trouble(sample):
+    X = sample.D[:, 1:]
+    model = OrthogonalIVRegressor(random_state=0).fit(X, np.ones(len(X)), X)
+    assert_allclose(model.coef_, 0, atol=1e-10)
+    assert model.intercept_ == pytest.approx(1)
 
 
 def test_instruments_go_through_cross_validation_by_routing(sample):
