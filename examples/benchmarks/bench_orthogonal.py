@@ -21,6 +21,7 @@ from orthogonal_designs import (
     Sample,
     initial_features,
     initial_states,
+    policy_nuisance,
     q_features,
 )
 from orthogonal_figures import _Z, METHODS, draws, lines
@@ -123,11 +124,13 @@ def policy_values(sample: Sample, along: np.ndarray, seed: int) -> dict[str, tup
     extra = sample.extra
     transitions = extra["S"], extra["A"], sample.y, extra["S_next"]
     found = {}
+    nuisance = {"nuisance": policy_nuisance()}
     for name, settings in {
-        "OrthogonalFQE": {},
-        "first order": {"correction": "none"},
-        "instrument": {"score": "instrument"},
-        "plug-in": {"score": "plug_in"},
+        "OrthogonalFQE": nuisance,
+        "default nuisance": {},
+        "first order": {**nuisance, "correction": "none"},
+        "instrument": {**nuisance, "score": "instrument"},
+        "plug-in": {**nuisance, "score": "plug_in", "cross_fit": False},
     }.items():
         model = OrthogonalFQE(
             [1 - POLICY, POLICY], GAMMA, q_features, cv=sample.folds, random_state=seed, **settings

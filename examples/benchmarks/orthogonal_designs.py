@@ -205,6 +205,12 @@ def _plane() -> NystroemRidge:
     return NystroemRidge(centers=np.vstack(both), bandwidth=0.8, standardize=False)
 
 
+def policy_nuisance() -> NystroemRidge:
+    """That of the transitions for `OrthogonalFQE`, whose third column is 0 or 1 and not 1.5."""
+    centers = np.asarray(_plane().centers) / [1, 1, 1.5]
+    return NystroemRidge(centers=centers, bandwidth=[0.8, 0.8, 0.8 / 1.5], standardize=False)
+
+
 def _iv(kind: str, delta: float = 0.0) -> Design:
     wide = kind == "wide"
     return Design(

@@ -83,10 +83,11 @@ class Method:
         cv: Any = sample.folds
         if self.ridge is not None:
             cv = [tuple(np.array_split(np.arange(len(sample.y)), 2))]
-        learner = learner_of(self.nuisance(design), self.correction, self.score, seed)
+        settings = self.correction, self.score, seed, self.cross_fit
+        learner = learner_of(self.nuisance(design), *settings)
         repetitions = repetitions_of(sample.X, None, cv, 1, seed, self.cross_fit)
         known = sample.extra.get("psi") if self.default else None
-        parts = (sample.X, sample.y, sample.D, learner, repetitions, self.score, None, known)
+        parts = sample.X, sample.y, sample.D, learner, repetitions, self.score, known
         return linear_moments_of(*parts)[0]
 
 
