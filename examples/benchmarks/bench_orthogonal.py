@@ -26,6 +26,12 @@ from orthogonal_designs import (
 )
 from orthogonal_figures import _Z, METHODS, draws, lines
 from record import circumstances
+from sklearn.ensemble import (
+    ExtraTreesRegressor,
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+)
+from sklearn.neighbors import KNeighborsRegressor
 
 from skbilevel import ConditionalMomentGradient, OrthogonalFQE
 
@@ -62,6 +68,35 @@ def hard(n_draws: int) -> list[str]:
     """Where nuisances are hard to learn."""
     cases = (("IV-sin", 500), ("IV-sin", 1000), ("IV-4D", 500), ("IV-4D", 1000))
     return [line for name, n in cases for line in lines(name, n, draws(name, n, _HARD, n_draws))]
+
+
+def learners(n_draws: int) -> list[str]:
+    """Other nuisances on IV-poly, n = 1000, by disjoint halves."""
+    trees = {"min_samples_leaf": 5, "random_state": 0}
+    nuisances = {
+        "random forest": RandomForestRegressor(50, **trees),
+        "extra trees": ExtraTreesRegressor(50, **trees),
+        "boosting": HistGradientBoostingRegressor(random_state=0),
+        "nearest neighbours": KNeighborsRegressor(15),
+        "default": None,
+    }
+    design, table = DESIGNS["IV-poly"], []
+    for name, nuisance in nuisances.items():
+        found = []
+        for number in range(n_draws):
+            sample = design.draw(1000, default_rng(7_000_000 + number))
+            model = ConditionalMomentGradient(
+                _linear, nuisance, jac=_slopes, cv=sample.folds, random_state=number
+            ).fit(sample.X, (sample.y, sample.D))
+            gradient = model.gradient(design.omega)
+            inside = np.abs(gradient.coef_ - design.gradient) <= _Z * gradient.stderr_
+            found.append((inside[1:].mean(), gradient.diagnostics_.gap.max() > 0.5))
+        covered, flagged = np.transpose(found)
+        spread = covered.std(ddof=1) / np.sqrt(n_draws)
+        table.append(
+            f"{name:20s}{covered.mean():7.3f}±{spread:.3f}  gap > .5: {flagged.mean():.2f}"
+        )
+    return table
 
 
 def misspecified(n_draws: int) -> list[str]:
@@ -174,6 +209,7 @@ TABLES: dict[str, tuple[Callable[[int], list[str]], int]] = {
     "roots": (roots, 400),
     "growing": (growing, 400),
     "hard": (hard, 200),
+    "learners": (learners, 40),
     "misspecified": (misspecified, 120),
     "values": (values, 60),
     "seconds": (seconds, 5),
