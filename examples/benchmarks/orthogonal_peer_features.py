@@ -423,7 +423,7 @@ FEATURES: dict[str, tuple[Check, Check, Check]] = {
         lambda: _needs(_pliv().fit(), "nuisance_loss", "evaluate_learners"),
     ),
     "first stage, error left by nuisances": (
-        lambda: _needs(_ours_fitted(), "first_stage_strength_", "correction_gap_"),
+        lambda: _needs(_ours_fitted(), "instrument_scores_", "correction_gap_"),
         lambda: _named(_ortho_fitted(), "strength", "weak", "f_stat", "gap"),
         lambda: _named(_pliv().fit(), "strength", "weak", "f_stat", "gap"),
     ),

@@ -90,8 +90,8 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
         For noise that K and mu share; see `ConditionalMomentGradient`.
     moment_score : {"orthogonal", "plug_in", "plug_in_product", "instrument"}, default="orthogonal"
         ``score`` of `ConditionalMomentGradient`, a name that is taken here. "instrument" is
-        two-stage least squares with a first stage that is learnt on other folds; as good where
-        the model is right, and only there.
+        two-stage least squares with a first stage that is learnt on other folds: as good where
+        the model is right; where it is not it leans on a first stage that is learnt well.
     cross_fit : bool, default=True
         False: nuisances are learnt from the rows that they tell. For comparison.
     random_state : int, RandomState instance or None, default=None
@@ -139,6 +139,9 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
     Without Z, X is exogenous, and the estimate is least squares with robust standard errors.
     Columns of f that are columns of Z, in whatever units, are known, and nothing is learnt of
     them: give exogenous columns of X in Z as well, and functions of them that are features.
+
+    Each feature has a ridge of its own: where features are written in another way, from another
+    origin for example, the estimate moves, within its error.
 
     ``score`` is the R2 of y, as for every regressor. It is largest for least squares, whatever
     that is biased by: do not choose features, nuisances or instruments by it.
