@@ -144,7 +144,7 @@ def test_misspecified_instruments_have_the_best_approximation():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The correction for what nuisances share")
+@pytest.mark.filterwarnings("ignore:The correction for", "ignore:The smallest eigenvalue")
 @pytest.mark.parametrize("n", [500, 2000])
 def test_value_of_a_policy_is_covered_and_as_exact_as_by_lstdq(n):
     along, found = designs.initial_features(), {"OrthogonalFQE": [], "LSTDQ": []}
