@@ -82,14 +82,14 @@ SCORES: dict[str, Callable[[_Parts], torch.Tensor]] = {
 class BilevelGradient(BaseEstimator):
     """Gradient of a bilevel objective whose inner problem is learnt, debiased, with intervals.
 
-    The inner solution is a function of X, the outer objective a mean at it:
+    The inner solution is a function of X, the outer objective a mean at it ::
 
         h_omega(x) = argmin_v E[l_in(omega, v, O) | X = x],
         F(omega) = E[l_out(omega, h_omega(X), O)].
 
     A gradient with learnt h in it is biased to first order in the error of h. The orthogonal
     score of a row, with the derivatives ``u = d_v l_in``, ``H = d_v u``, ``B = d_omega u``,
-    ``d = d_v l_out`` and ``g = d_omega l_out``,
+    ``d = d_v l_out`` and ``g = d_omega l_out`` ::
 
         psi = g + J d + a (B + J H) + c u,
         J = -E[B|X] / E[H|X],    a = -E[d|X] / E[H|X],    c = da / domega,
@@ -134,7 +134,7 @@ class BilevelGradient(BaseEstimator):
         Training and test rows of each fold of each repetition: the same for every omega.
     n_features_in_ : int
         Columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         If X had names.
 
     See Also

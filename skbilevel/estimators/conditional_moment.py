@@ -86,7 +86,7 @@ class MomentValue(NamedTuple):
 class ConditionalMomentGradient(BaseEstimator):
     """Gradient of a squared conditional moment, debiased, with confidence intervals.
 
-    For a residual r with parameters omega, of which nothing is known but the mean given X,
+    For a residual r with parameters omega, of which nothing is known but the mean given X ::
 
         F(omega) = 1/2 E[ E[r_omega | X]^2 ],    G(omega) = dF/domega = E[rho kappa],
 
@@ -94,7 +94,7 @@ class ConditionalMomentGradient(BaseEstimator):
     (``r = f_omega(T) - Y``, X the instruments), Bellman residuals and every other conditional
     moment restriction ``E[r | X] = 0`` are of this form. rho and kappa are learnt by regressions
     on other folds; a plug-in of these is biased to first order, and its spread says nothing of
-    their errors. The orthogonal score
+    their errors. The orthogonal score ::
 
         psi = rho D + kappa r - rho kappa,
 
@@ -145,7 +145,7 @@ class ConditionalMomentGradient(BaseEstimator):
         Training and test rows of each fold of each repetition: the same for every omega.
     n_features_in_ : int
         Columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         If X had names.
 
     See Also

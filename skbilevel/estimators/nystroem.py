@@ -65,7 +65,7 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Kernel ridge regression with a Gaussian kernel, on Nyström features.
 
     It is the default nuisance of the orthogonal estimators: smooth, quick, tuned without a search,
-    and a linear smoother, of which they know the weights. For every output it is
+    and a linear smoother, of which they know the weights. For every output it is ::
 
         f(x) = m + z(x)' b,    b = argmin 1/n sum_i (y_i - m - z(x_i)' b)^2 + lambda |b|^2,
 
@@ -103,7 +103,7 @@ class NystroemRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ridge_ : ndarray of shape (n_outputs,)
         ``undersmooth`` included.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         If X had names.
 
     See Also

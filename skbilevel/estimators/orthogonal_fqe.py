@@ -56,7 +56,7 @@ class OrthogonalFQE(BaseEstimator):
 
     From transitions (S, A, R, S') of whatever policy made them, the action values of a target
     policy pi are fitted as ``Q(s, a) = psi(s, a)'omega``. With
-    ``psi_pi(s) = sum_a pi(a | s) psi(s, a)``, the Bellman residual is
+    ``psi_pi(s) = sum_a pi(a | s) psi(s, a)``, the Bellman residual is ::
 
         r = D'omega - R,    D = psi(S, A) - gamma (1 - done) psi_pi(S'),
 
@@ -119,7 +119,7 @@ class OrthogonalFQE(BaseEstimator):
         How far the correction has moved the value, in standard errors.
     n_features_in_ : int
         Columns of the state.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         If states had names.
 
     See Also

@@ -58,13 +58,13 @@ from skbilevel.objectives.orthogonal import MOMENT_SCORES
 class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
     """Regression with instruments: coefficients and intervals that hold where T is endogenous.
 
-    With features f of X, an outcome y and instruments Z,
+    With features f of X, an outcome y and instruments Z ::
 
         y = f(X)'omega + e,    E[e | Z] = 0,
 
     omega minimises ``1/2 E[E[f(X)'omega - y | Z]^2]``. The conditional means are learnt by
     regressions on other folds, of any shape, and enter by an orthogonal score: with
-    ``K = E[f | Z]`` and ``mu = E[y | Z]``
+    ``K = E[f | Z]`` and ``mu = E[y | Z]`` ::
 
         A = E[K f' + f K' - K K'],    b = E[K y + (f - K) mu],    omega = A^-1 b,
 
@@ -126,7 +126,7 @@ class OrthogonalIVRegressor(RegressorMixin, BaseEstimator):
     correction_gap_ : ndarray of shape (n_coefficients,)
         How far the correction has moved each coefficient, in standard errors.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         If X had names.
 
     See Also

@@ -29,7 +29,7 @@ RIDGES = tuple(np.logspace(-7, 0, 15))
 
 @dataclass(frozen=True)
 class KernelFeatures:
-    """Nyström features of a Gaussian kernel, exp(-|x - c|^2 / (2 bandwidth^2)).
+    """Nyström features of a Gaussian kernel, ``exp(-|x - c|^2 / (2 bandwidth^2))``.
 
     Attributes
     ----------
