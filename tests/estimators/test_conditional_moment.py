@@ -164,15 +164,21 @@ def test_newton_finds_the_root_of_a_nonlinear_moment(curved, nuisance):
     assert 2 <= found.n_iter_ < 60
 
 
+def entangled(omega, data):
+    """Its second derivatives are no multiples of the first, as those of `exponential` are."""
+    return exponential(omega, data) + torch.sin(omega[0] * omega[1])
+
+
+@pytest.mark.parametrize("residual", [exponential, entangled])
 @pytest.mark.parametrize("half", [False, True])
-def test_hessian_is_the_derivative_of_the_gradient_at_the_root(curved, half):
+def test_hessian_is_the_derivative_of_the_gradient_at_the_root(curved, residual, half):
     """Where no omega explains the outcome, so that the curvature of r counts; of all rows, or of
     those that a split tells. With one ridge for all it is so to rounding."""
     Z, data = curved
     data = {**data, "y": data["y"] + 2 * np.cos(4 * Z[:, 0])}
     nuisance = NystroemRidge(n_centers=30, bandwidth=1.0, ridge=1e-4, random_state=0)
     cv = [(np.arange(400), np.arange(400, 800))] if half else 5
-    model = ConditionalMomentGradient(exponential, nuisance, cv=cv, random_state=0).fit(Z, data)
+    model = ConditionalMomentGradient(residual, nuisance, cv=cv, random_state=0).fit(Z, data)
     root = model.solve([0.2, 0.7])
     step, columns = 1e-4, []
     for j in range(2):
@@ -476,6 +482,16 @@ def test_kink_is_no_line():
     ).fit(Z, data)
     for start in (1.0, -1.0):
         assert model.solve([start]).coef_[0] == pytest.approx(-1 / 6, abs=0.02)
+
+
+def test_root_beyond_a_kink_is_found_out():
+    """The slope is 1 above -3, further down than what is looked at around the start."""
+    Z = np.random.default_rng(5).uniform(-1, 1, (800, 1))
+    data = {"T": 2 + Z[:, 0], "Y": -9 * (2 + Z[:, 0])}
+    model = ConditionalMomentGradient(
+        lambda w, d: torch.where(w[0] > -3, w[0], 3 * w[0] + 6) * d["T"] - d["Y"], random_state=0
+    ).fit(Z, data)
+    assert model.solve([1.0]).coef_[0] == pytest.approx(-5, abs=0.01)
 
 
 def test_set_of_anderson_and_rubin_keeps_its_level_with_an_irrelevant_instrument():

@@ -93,6 +93,15 @@ def test_value_is_the_mean_over_initial_states_with_their_spread(fitted, start):
     assert_allclose(fitted.value_interval(0.9), fitted.value_ + half * np.array([-1, 1]))
 
 
+def test_gap_is_what_the_correction_moves_the_value_by(fitted, parts, start):
+    """To first order in the correction, in standard errors."""
+    first = clone(fitted).set_params(correction="none").fit(*parts, initial_states=start)
+    moved = abs(first.value_ - fitted.value_) / fitted.value_stderr_
+    assert fitted.correction_gap_ == pytest.approx(moved, rel=0.3)
+    assert fitted.correction_gap_ > 0.01
+    assert first.correction_gap_ == 0
+
+
 def test_value_over_the_logged_states_has_one_influence_for_both(parts):
     model = OrthogonalFQE(POLICY, 0.9, q_features, random_state=0).fit(*parts)
     at = designs.q_features(parts[0], np.full(1000, designs.POLICY))
