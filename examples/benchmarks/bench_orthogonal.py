@@ -35,7 +35,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from skbilevel import ConditionalMomentGradient, OrthogonalFQE
 
-_HARD = ("second order", "default", "first order", "disjoint")
+_HARD = ("second order", "default", "first order", "disjoint", "plug-in")
 
 
 def gradients(n_draws: int) -> list[str]:
