@@ -148,7 +148,8 @@ class BilevelGradient(BaseEstimator):
     The bias is of second order: products of errors of two nuisances, or a squared one. Where they
     are hard to learn it shows, and nothing here would: compare nuisances, and ``undersmooth``.
     Features of `NystroemRidge`, its bandwidth among them, are chosen in each fold by the first
-    Newton step, and serve h, J, a and c alike.
+    Newton step, and serve h, J, a and c alike. With groups, ridges and bandwidth are chosen as if
+    rows were independent: what rows of a group share beyond X can be taken for signal.
 
     References
     ----------

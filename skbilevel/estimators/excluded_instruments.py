@@ -50,9 +50,9 @@ def told_beyond_controls(
     controls : ndarray of bool of shape (q,)
         Which of them are regressors as well.
     features : ndarray of shape (n, p)
-        Of the rows that are told.
-    kappa : ndarray of shape (n, p)
-        What all instruments tell of them.
+        Of all rows.
+    kappa : ndarray of shape (m, p)
+        What all instruments tell of those of ``folds.rows``.
     learner : Learner
     folds : Folds
 
